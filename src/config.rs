@@ -1,0 +1,523 @@
+//! What a layer is: dimensions, design, activation. Names follow Hugging Face's `config.json`.
+//!
+//! Nothing invalid passes this door: [`LayerConfig::validate`] is called by whatever takes a configuration,
+//! and no later stage has to doubt a dimension.
+
+mod presets;
+
+pub use presets::{MODELS, Preset, preset};
+
+use crate::error::{Error, Result};
+
+/// The largest dimension accepted anywhere: keeps every product of two of them far inside `u64`/`i64` and every
+/// kernel index inside 32 bits where the kernels count in 32 bits.
+pub const MAX_DIMENSION: usize = 1 << 20;
+
+/// How a layer composes its attention and feed-forward (FFN) blocks.
+///
+/// `Attn` includes its output projection and bias; `FFN(x) = W2·act(W1·x + b1) + b2`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Design {
+    /// Serial, norm after: `a = LN1(x + Attn(x)); y = LN2(a + FFN(a))`. BERT, RoBERTa, MiniLM.
+    SafPostNorm,
+    /// Parallel, norm after: `y = LN2(x + Attn(x) + FFN(x))`. The paper's (arXiv 2305.13297) PAF-RoBERTa and PAF-BERT.
+    PafPostNorm,
+    /// Serial, norm before: `a = x + Attn(LN1(x)); y = a + FFN(LN2(a))`. GPT-2, or GPT-NeoX with
+    /// `use_parallel_residual = false`.
+    SafPreNorm,
+    /// Parallel, one norm before: `n = LN1(x); y = x + Attn(n) + FFN(n)`. GPT-J, Phi, Falcon-7B, Command-R.
+    PafPreNorm,
+    /// Parallel, two norms before: `y = x + Attn(LN1(x)) + FFN(LN2(x))`. GPT-NeoX, Pythia.
+    PafPreNormTwo,
+}
+
+impl Design {
+    /// All five.
+    pub const ALL: [Self; 5] =
+        [Self::SafPostNorm, Self::PafPostNorm, Self::SafPreNorm, Self::PafPreNorm, Self::PafPreNormTwo];
+
+    /// Whether attention and FFN are independent of each other, so that they can run at the same time.
+    pub const fn is_parallel(self) -> bool {
+        matches!(self, Self::PafPostNorm | Self::PafPreNorm | Self::PafPreNormTwo)
+    }
+
+    /// Whether the norm comes after the residual sum.
+    pub const fn is_post_norm(self) -> bool {
+        matches!(self, Self::SafPostNorm | Self::PafPostNorm)
+    }
+
+    /// The serial design with the same place of the norm: what a parallel design is compared with.
+    pub const fn serial(self) -> Self {
+        if self.is_post_norm() { Self::SafPostNorm } else { Self::SafPreNorm }
+    }
+
+    /// The parallel design with the same place of the norm (one norm, for the pre-norm designs that have none yet).
+    pub const fn parallel(self) -> Self {
+        match self {
+            Self::SafPostNorm => Self::PafPostNorm,
+            Self::SafPreNorm => Self::PafPreNorm,
+            other => other,
+        }
+    }
+
+    /// Short name, for tables and result files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SafPostNorm => "saf-post",
+            Self::PafPostNorm => "paf-post",
+            Self::SafPreNorm => "saf-pre",
+            Self::PafPreNorm => "paf-pre",
+            Self::PafPreNormTwo => "paf-pre-two",
+        }
+    }
+}
+
+impl std::fmt::Display for Design {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// In what order, on which streams, a layer's kernels are launched. The result is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Schedule {
+    /// Every kernel on one stream: the serial designs' only order, and the parallel designs' baseline.
+    Serial,
+    /// Attention on one stream, FFN on the other, forked and joined by events before the residual add.
+    TwoStream,
+}
+
+impl Schedule {
+    /// All schedules there are.
+    pub const ALL: [Self; 2] = [Self::Serial, Self::TwoStream];
+
+    /// `serial` or `two-stream`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Serial => "serial",
+            Self::TwoStream => "two-stream",
+        }
+    }
+
+    /// An error if `design` cannot be run in this order.
+    pub fn check(self, design: Design) -> Result<()> {
+        if self == Self::TwoStream && !design.is_parallel() {
+            return Err(Error::Unsupported {
+                what: format!("schedule two-stream with design {design}"),
+                remedy:
+                    "in a serial design the FFN reads what attention wrote; use schedule serial, or a parallel design"
+                        .into(),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Schedule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Schedule {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|schedule| schedule.name() == s).ok_or_else(|| Error::InvalidConfig {
+            field: "schedule",
+            got: format!("{s:?}"),
+            expected: Self::ALL.map(Self::name).join(" or "),
+        })
+    }
+}
+
+/// The FFN's activation function, by its Hugging Face name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HiddenAct {
+    /// `gelu`: `x·Φ(x) = x/2·(1 + erf(x/√2))` (arXiv 1606.08415).
+    Gelu,
+    /// `gelu_new`: the tanh approximation `x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (same paper, section 2).
+    GeluNew,
+    /// `relu`: `max(x, 0)`.
+    Relu,
+}
+
+impl HiddenAct {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Gelu, Self::GeluNew, Self::Relu];
+
+    /// Hugging Face's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gelu => "gelu",
+            Self::GeluNew => "gelu_new",
+            Self::Relu => "relu",
+        }
+    }
+}
+
+impl std::fmt::Display for HiddenAct {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for HiddenAct {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|act| act.name() == s).ok_or_else(|| Error::InvalidConfig {
+            field: "hidden_act",
+            got: format!("{s:?}"),
+            expected: Self::ALL.map(Self::name).join(", "),
+        })
+    }
+}
+
+/// Rotary position embeddings (arXiv 2104.09864) as a model's configuration asks for them.
+///
+/// No engine applies them yet: a configuration that has them is refused by the engines, never run without them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rotary {
+    /// How many of a head's dimensions are rotated (`rotary_dim`, or `rotary_pct · head_dim`).
+    pub dim: usize,
+    /// Base of the angles' geometric series (`rotary_emb_base`, `rope_theta`).
+    pub base: f32,
+    /// GPT-J's pairing of neighbours, instead of GPT-NeoX's pairing of halves.
+    pub interleaved: bool,
+}
+
+/// Dimensions and design of one transformer layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerConfig {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; fewer than `num_attention_heads` for grouped-query attention.
+    pub num_key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Width of the FFN's inner layer.
+    pub intermediate_size: usize,
+    /// ε of the layer norms.
+    pub layer_norm_eps: f32,
+    /// Activation of the FFN.
+    pub hidden_act: HiddenAct,
+    /// How attention, FFN and norms are composed.
+    pub design: Design,
+    /// Whether a position attends only to itself and to earlier ones.
+    pub causal: bool,
+    /// Rotary embeddings of queries and keys, if the model has them.
+    pub rotary: Option<Rotary>,
+}
+
+impl LayerConfig {
+    /// An encoder layer (post-norm PAF, exact GELU, ε = 1e-5) of these dimensions, with
+    /// `head_dim = hidden_size / num_attention_heads`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if a dimension is 0 or above [`MAX_DIMENSION`], or `hidden_size` is not a multiple of
+    /// `num_attention_heads`.
+    pub fn new(hidden_size: usize, num_attention_heads: usize, intermediate_size: usize) -> Result<Self> {
+        check_dimension("num_attention_heads", num_attention_heads)?;
+        if !hidden_size.is_multiple_of(num_attention_heads) {
+            return Err(Error::InvalidConfig {
+                field: "hidden_size",
+                got: hidden_size.to_string(),
+                expected: format!("a multiple of num_attention_heads = {num_attention_heads}"),
+            });
+        }
+        let config = Self {
+            hidden_size,
+            num_attention_heads,
+            num_key_value_heads: num_attention_heads,
+            head_dim: hidden_size / num_attention_heads,
+            intermediate_size,
+            layer_norm_eps: 1e-5,
+            hidden_act: HiddenAct::Gelu,
+            design: Design::PafPostNorm,
+            causal: false,
+            rotary: None,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The same layer in another design.
+    pub fn with_design(&self, design: Design) -> Self {
+        Self { design, ..self.clone() }
+    }
+
+    /// Width of all query heads together, `num_attention_heads · head_dim`.
+    pub fn query_size(&self) -> usize {
+        self.num_attention_heads * self.head_dim
+    }
+
+    /// Width of the key heads (or of the value heads) together.
+    pub fn key_value_size(&self) -> usize {
+        self.num_key_value_heads * self.head_dim
+    }
+
+    /// Width of the packed QKV product.
+    pub fn qkv_size(&self) -> usize {
+        self.query_size() + 2 * self.key_value_size()
+    }
+
+    /// Checks that such a layer can exist.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] naming the first field at fault.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("hidden_size", self.hidden_size),
+            ("num_attention_heads", self.num_attention_heads),
+            ("num_key_value_heads", self.num_key_value_heads),
+            ("head_dim", self.head_dim),
+            ("intermediate_size", self.intermediate_size),
+        ] {
+            check_dimension(field, value)?;
+        }
+        // Each factor is at most 2²⁰ here, so the products cannot wrap.
+        for (field, value) in [("num_attention_heads · head_dim", self.query_size()), ("QKV width", self.qkv_size())] {
+            check_dimension(field, value)?;
+        }
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
+            return Err(Error::InvalidConfig {
+                field: "num_key_value_heads",
+                got: self.num_key_value_heads.to_string(),
+                expected: format!("a divisor of num_attention_heads = {}", self.num_attention_heads),
+            });
+        }
+        if !(self.layer_norm_eps.is_finite() && self.layer_norm_eps > 0.0) {
+            return Err(Error::InvalidConfig {
+                field: "layer_norm_eps",
+                got: self.layer_norm_eps.to_string(),
+                expected: "a positive finite number".into(),
+            });
+        }
+        if let Some(rotary) = self.rotary
+            && (rotary.dim == 0 || rotary.dim > self.head_dim || !rotary.dim.is_multiple_of(2))
+        {
+            return Err(Error::InvalidConfig {
+                field: "rotary_dim",
+                got: rotary.dim.to_string(),
+                expected: format!("an even number from 2 to head_dim = {}", self.head_dim),
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks that the engines of this version can run the layer.
+    ///
+    /// # Errors
+    /// What [`validate`](Self::validate) finds; [`Error::Unsupported`] for rotary embeddings and grouped heads.
+    pub fn check_runnable(&self) -> Result<()> {
+        self.validate()?;
+        if let Some(rotary) = self.rotary {
+            return Err(Error::Unsupported {
+                what: format!("rotary embedding of {} of {} dimensions", rotary.dim, self.head_dim),
+                remedy: "not built yet; to time the layer without it, set `rotary` to None (`--without-rotary`)".into(),
+            });
+        }
+        if self.num_key_value_heads != self.num_attention_heads {
+            return Err(Error::Unsupported {
+                what: format!(
+                    "num_key_value_heads = {} with num_attention_heads = {}",
+                    self.num_key_value_heads, self.num_attention_heads
+                ),
+                remedy: "grouped-query attention is not built yet; use as many key/value heads as query heads".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Weight and bias elements of the four products of one layer, and of the norms that its design uses.
+    pub fn parameters(&self) -> usize {
+        let (h, f, q, qkv) = (self.hidden_size, self.intermediate_size, self.query_size(), self.qkv_size());
+        let norms = if matches!(self.design, Design::PafPostNorm | Design::PafPreNorm) { 1 } else { 2 };
+        (qkv * h + qkv) + (h * q + h) + (f * h + f) + (h * f + h) + norms * 2 * h
+    }
+
+    /// Floating-point operations (a multiply-add counts two) of one layer's products over sequences of these lengths:
+    /// `2·tokens·(weights) + 4·len²·query_size` per sequence, half of the latter when causal. Norms, softmax and
+    /// activations are left out, as is usual.
+    pub fn flops(&self, lengths: &[usize]) -> f64 {
+        let (h, f) = (self.hidden_size as f64, self.intermediate_size as f64);
+        let (q, qkv) = (self.query_size() as f64, self.qkv_size() as f64);
+        let weights = qkv * h + h * q + 2.0 * f * h;
+        lengths
+            .iter()
+            .map(|&len| {
+                let n = len as f64;
+                let pairs = if self.causal { n * (n + 1.0) / 2.0 } else { n * n };
+                2.0 * n * weights + 4.0 * pairs * q
+            })
+            .sum()
+    }
+}
+
+/// A stack of equal layers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EncoderConfig {
+    /// What each layer is.
+    pub layer: LayerConfig,
+    /// How many there are.
+    pub num_hidden_layers: usize,
+}
+
+impl EncoderConfig {
+    /// Checks that such a stack can exist.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] naming the first field at fault.
+    pub fn validate(&self) -> Result<()> {
+        check_dimension("num_hidden_layers", self.num_hidden_layers)?;
+        self.layer.validate()
+    }
+
+    /// The same stack in another design.
+    pub fn with_design(&self, design: Design) -> Self {
+        Self { layer: self.layer.with_design(design), ..*self }
+    }
+}
+
+/// A batch of sequences, each padded to `seq_len`: the shape `[batch, seq_len]` of tokens that a forward call takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchShape {
+    batch: usize,
+    seq_len: usize,
+    lengths: Option<Vec<usize>>,
+}
+
+impl BatchShape {
+    /// `batch` sequences of `seq_len` tokens each, none padded.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] if one is 0, or `batch · seq_len` is above 2²⁰ rows.
+    pub fn new(batch: usize, seq_len: usize) -> Result<Self> {
+        check_dimension("batch", batch)?;
+        check_dimension("seq_len", seq_len)?;
+        check_dimension("batch · seq_len", batch * seq_len)?;
+        Ok(Self { batch, seq_len, lengths: None })
+    }
+
+    /// The same batch in which sequence `i` has only `lengths[i]` valid tokens (0 is allowed) and is padded at its end.
+    /// Padded keys get no weight; padded rows of the output are zeros.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if there are not `batch` lengths, or one is above `seq_len`.
+    pub fn with_lengths(self, lengths: Vec<usize>) -> Result<Self> {
+        if lengths.len() != self.batch {
+            return Err(Error::mismatch(
+                "batch",
+                "number of lengths",
+                lengths.len(),
+                format!("batch = {}", self.batch),
+            ));
+        }
+        if let Some((i, len)) = lengths.iter().enumerate().find(|&(_, &len)| len > self.seq_len) {
+            return Err(Error::mismatch(
+                "batch",
+                "length",
+                format!("{len} (sequence {i})"),
+                format!("at most seq_len = {}", self.seq_len),
+            ));
+        }
+        Ok(Self { lengths: Some(lengths), ..self })
+    }
+
+    /// Number of sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Tokens of a sequence, padding included.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// Rows of the activations, `batch · seq_len`.
+    pub fn rows(&self) -> usize {
+        self.batch * self.seq_len
+    }
+
+    /// Valid tokens of each sequence, where given.
+    pub fn lengths(&self) -> Option<&[usize]> {
+        self.lengths.as_deref()
+    }
+
+    /// Valid tokens of sequence `i`.
+    pub fn length(&self, i: usize) -> usize {
+        self.lengths.as_ref().map_or(self.seq_len, |lengths| lengths[i])
+    }
+
+    /// Valid tokens of all sequences together.
+    pub fn tokens(&self) -> usize {
+        (0..self.batch).map(|i| self.length(i)).sum()
+    }
+}
+
+fn check_dimension(field: &'static str, value: usize) -> Result<()> {
+    if value == 0 || value > MAX_DIMENSION {
+        return Err(Error::InvalidConfig {
+            field,
+            got: value.to_string(),
+            expected: format!("a number from 1 to {MAX_DIMENSION}"),
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(result: Result<LayerConfig>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bad_dimensions_are_refused_with_their_values() {
+        assert!(message(LayerConfig::new(1000, 16, 4096)).contains("hidden_size = 1000"));
+        assert!(message(LayerConfig::new(1024, 0, 4096)).contains("num_attention_heads = 0"));
+        assert!(message(LayerConfig::new(0, 16, 4096)).contains("hidden_size = 0"));
+        assert!(message(LayerConfig::new(usize::MAX - 15, 16, 4096)).contains("hidden_size"));
+        assert!(message(LayerConfig::new(1024, 16, MAX_DIMENSION + 1)).contains("intermediate_size = 1048577"));
+        let wide = LayerConfig { num_attention_heads: MAX_DIMENSION, ..LayerConfig::new(1024, 16, 4096).unwrap() };
+        assert!(wide.validate().is_err());
+    }
+
+    #[test]
+    fn batch_dimensions_and_lengths_are_checked() {
+        assert!(BatchShape::new(0, 128).is_err());
+        assert!(BatchShape::new(1 << 12, 1 << 12).is_err());
+        assert!(BatchShape::new(usize::MAX, usize::MAX).is_err());
+        let shape = BatchShape::new(2, 8).unwrap();
+        let error = shape.clone().with_lengths(vec![3, 9]).unwrap_err().to_string();
+        assert!(error.contains("9 (sequence 1)") && error.contains("seq_len = 8"), "{error}");
+        assert!(shape.clone().with_lengths(vec![3]).is_err());
+        let shape = shape.with_lengths(vec![0, 8]).unwrap();
+        assert_eq!((shape.tokens(), shape.rows(), shape.length(1)), (8, 16, 8));
+    }
+
+    #[test]
+    fn flops_of_roberta_large_match_the_closed_form() {
+        let config = LayerConfig::new(1024, 16, 4096).unwrap();
+        let (n, d, f) = (512.0, 1024.0, 4096.0);
+        let expected = 2.0 * n * (4.0 * d * d + 2.0 * d * f) + 4.0 * n * n * d;
+        assert_eq!(config.flops(&[512]), expected);
+        assert_eq!(config.flops(&[512, 512]), 2.0 * expected);
+        let causal = LayerConfig { causal: true, ..config };
+        assert_eq!(causal.flops(&[512]), expected - 4.0 * n * (n - 1.0) / 2.0 * d);
+    }
+
+    #[test]
+    fn serial_designs_refuse_two_streams() {
+        for design in Design::ALL {
+            assert_eq!(Schedule::TwoStream.check(design).is_ok(), design.is_parallel());
+            assert!(Schedule::Serial.check(design).is_ok());
+            assert!(!design.serial().is_parallel() && design.parallel().is_parallel());
+        }
+    }
+}
