@@ -1,1 +1,29 @@
-//! (to come)
+//! The GPU engine: hand-written CUDA kernels, and the schedules that launch them.
+//!
+//! A forward call needs a [`Device`], an [`Encoder`] (a configuration with weights on that device), a [`Batch`] (how many
+//! sequences of what lengths), a [`Workspace`], and a [`Stream`] of the caller's. It enqueues work and returns: no
+//! allocation, no synchronisation, no default stream. With [`Schedule::TwoStream`](crate::Schedule::TwoStream) the
+//! workspace's two internal streams are forked from the caller's stream and joined to it again by events.
+//!
+//! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
+
+mod attention;
+mod device;
+mod encoder;
+mod gemm;
+mod graph;
+pub mod kernel;
+mod launch;
+mod memory;
+mod norm;
+mod plan;
+pub mod ptx;
+mod schedule;
+mod tiles;
+mod workspace;
+
+pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version};
+pub use encoder::{Batch, Encoder, EncoderWeights};
+pub use graph::Graph;
+pub use memory::Tensor;
+pub use workspace::{Branch, Workspace};

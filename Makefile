@@ -1,0 +1,46 @@
+# Set-up, tests and the main command. Everything lands inside this folder: .toolkit/ (nvcc, if none is found) and target/.
+#   make speedup     PAF beside SAF on this machine's GPU, or on its CPU where there is none
+#   make test        the whole test suite
+#   make gpu-bundle  binaries and scripts for a GPU machine without Rust, in target/gpu/
+
+PYTHON ?= python3
+# The newest toolkit whose PTX driver 580 loads; a later one's is refused there (CUDA_ERROR_UNSUPPORTED_PTX_VERSION).
+NVCC_WHEELS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
+              nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+
+.PHONY: speedup test check docs toolkit gpu-bundle clean
+
+speedup: toolkit
+	cargo run --release --bin paf -- speedup $(ARGS)
+
+test: toolkit
+	cargo test --no-fail-fast
+	cargo test --no-default-features --lib --tests
+
+check: toolkit
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --no-default-features -- -D warnings
+	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
+	$(MAKE) docs
+
+docs: toolkit
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+# Nothing to do where build.rs will find an nvcc by itself.
+toolkit:
+	@if [ -n "$$PAF_NVCC$$CUDA_HOME$$CUDA_PATH" ] || command -v nvcc >/dev/null || [ -e .toolkit/installed ] \
+	    || [ -e /usr/local/cuda/bin/nvcc ] || [ -e /opt/cuda/bin/nvcc ] || [ -e /usr/lib/cuda/bin/nvcc ]; then :; else $(MAKE) .toolkit/installed; fi
+
+# The stamp comes last, so that an interrupted installation is begun again.
+.toolkit/installed:
+	$(PYTHON) -m venv .toolkit
+	.toolkit/bin/python -m pip install --quiet $(NVCC_WHEELS)
+	touch $@
+
+gpu-bundle: toolkit
+	tools/gpu-bundle
+
+clean:
+	cargo clean
+	rm -rf .toolkit

@@ -1,0 +1,38 @@
+// The two 16-bit element types behind one interface: pairs of elements travel as one 32-bit register.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "ptx.cuh"
+
+struct Bf16 {
+    using Storage = __nv_bfloat16;
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+        return *reinterpret_cast<uint32_t*>(&pair);
+    }
+    static __device__ __forceinline__ float2 unpack(uint32_t pair) {
+        return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&pair));
+    }
+    static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        ptx::mma_16x8x16_bf16(d, a, b0, b1);
+    }
+};
+
+struct F16 {
+    using Storage = __half;
+    static __device__ __forceinline__ uint32_t pack(float low, float high) {
+        __half2 pair = __floats2half2_rn(low, high);
+        return *reinterpret_cast<uint32_t*>(&pair);
+    }
+    static __device__ __forceinline__ float2 unpack(uint32_t pair) {
+        return __half22float2(*reinterpret_cast<__half2*>(&pair));
+    }
+    static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+        ptx::mma_16x8x16_f16(d, a, b0, b1);
+    }
+};
+
+constexpr int ELEMENT_BYTES = 2;
+// A vector access moves 16 bytes: eight elements. Every row length and leading dimension is a multiple of it.
+constexpr int VECTOR = 16 / ELEMENT_BYTES;

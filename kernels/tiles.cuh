@@ -1,0 +1,39 @@
+// Tile shapes, stages and register budgets, each with its reason. src/gpu/{gemm,attention,norm}.rs choose among them.
+#pragma once
+
+// ---- GEMM (gemm_sm80.cu): block tile M×N, warp tile M×N, stages of 64 elements along K -----------------------------
+//
+// Shared-memory traffic decides: a 64×64 warp tile reads 4 KB for 2·64·64·16 flop, so at 128 B a clock the reads of four
+// such warps cost what mma.sync needs for their products on Hopper. Smaller warp tiles are bound by shared memory and are
+// there only because few tokens would leave multiprocessors idle otherwise.
+//
+//            name      M    N   warp M, N  stages   smem     why
+#define GEMM_TILES(X)                                                                                                   \
+    X(128x256, 128, 256, 64, 64, 3) /* 144 KB  8 warps, one block an SM: fewest bytes a flop; needs A100 or Hopper */   \
+    X(128x128, 128, 128, 64, 64, 3) /*  96 KB  4 warps, two blocks an SM on Hopper: one's epilogue under the other's    \
+                                               products; the largest that fits 99 KB (consumer cards) */                \
+    X(64x64, 64, 64, 32, 32, 4)     /*  64 KB  4 warps, three blocks an SM: middling M·N */                             \
+    X(64x32, 64, 32, 32, 16, 6)     /*  72 KB  4 warps: few tokens, weights stream; depth covers the latency */
+
+constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzled by row % 8, conflict-free both ways
+
+// ---- Attention (attention_sm80.cu): head_dim, warps, query rows a warp, keys a step ---------------------------------
+//
+// Every warp reads the whole K and V tile, so 32 rows a warp halve the shared-memory traffic of 16 (at 16 it takes twice
+// the products' time). 16-row variants are for few queries, where 128-row tiles leave multiprocessors idle.
+#define ATTENTION_TILES(X)                                                                                              \
+    X(32, 4, 32, 64)                                                                                                    \
+    X(32, 4, 16, 64)                                                                                                    \
+    X(32, 2, 16, 64)                                                                                                    \
+    X(64, 4, 32, 64)                                                                                                    \
+    X(64, 4, 16, 64)                                                                                                    \
+    X(64, 2, 16, 64)                                                                                                    \
+    X(80, 4, 32, 64)                                                                                                    \
+    X(80, 4, 16, 64)                                                                                                    \
+    X(80, 2, 16, 64)                                                                                                    \
+    X(96, 4, 32, 64)                                                                                                    \
+    X(96, 4, 16, 64)                                                                                                    \
+    X(96, 2, 16, 64)                                                                                                    \
+    X(128, 4, 32, 32)                                                                                                   \
+    X(128, 4, 16, 64)                                                                                                   \
+    X(128, 2, 16, 64)

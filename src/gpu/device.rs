@@ -1,0 +1,366 @@
+//! A device: its context, capability and kernels; streams and events on it; the one place where CUDA's errors become ours.
+
+use std::sync::{Arc, OnceLock};
+
+use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUevent_flags, CUresult};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
+
+use super::launch::Kernels;
+use super::memory::Buffer;
+use super::ptx;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number among the devices that the process sees.
+    pub ordinal: usize,
+    /// The driver's name for it.
+    pub name: String,
+    /// Compute capability, (major, minor).
+    pub compute_capability: (u32, u32),
+    /// Newest CUDA version that the driver supports, (major, minor).
+    pub cuda_driver_version: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Device memory.
+    pub memory_bytes: u64,
+    /// Level-2 cache.
+    pub l2_bytes: u64,
+    /// Shared memory that one block may ask for.
+    pub shared_bytes_per_block: u32,
+    /// Highest clock of the multiprocessors, kHz.
+    pub sm_clock_khz: u32,
+}
+
+/// How many CUDA devices the process sees; 0 where the driver finds none.
+///
+/// # Errors
+/// [`Error::NoDriver`] where the driver library cannot be loaded; [`Error::Cuda`] where it does not initialise.
+pub fn device_count() -> Result<usize> {
+    // SAFETY: only looks for the library; every other call of cudarc panics where it is missing.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoDriver);
+    }
+    match result::init() {
+        Ok(()) => {}
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => return Ok(0),
+        Err(error) => return Err(cuda_error("cuInit", error)),
+    }
+    let count = result::device::get_count().map_err(|error| cuda_error("cuDeviceGetCount", error))?;
+    Ok(count.max(0) as usize)
+}
+
+/// Newest CUDA version that the installed driver supports, (major, minor).
+///
+/// # Errors
+/// [`Error::NoDriver`] where there is none.
+pub fn driver_version() -> Result<(u32, u32)> {
+    // SAFETY: as in `device_count`.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::NoDriver);
+    }
+    let mut version = 0;
+    // SAFETY: writes one int to a live variable.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .map_err(|error| cuda_error("cuDriverGetVersion", error))?;
+    Ok((version as u32 / 1000, version as u32 % 1000 / 10))
+}
+
+/// One CUDA device with its (primary) context. Cheap to clone; usable from any thread.
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    // Declared, so dropped, before the context that they live in.
+    kernels: [OnceLock<Result<Kernels>>; 2],
+    context: Arc<CudaContext>,
+    info: DeviceInfo,
+    lost: OnceLock<String>,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Device").field(&self.inner.info).finish()
+    }
+}
+
+impl Device {
+    /// Opens device `ordinal`.
+    ///
+    /// # Errors
+    /// [`Error::NoDriver`], [`Error::NoDevice`]; [`Error::DriverTooOld`] for this build's PTX; [`Error::Unsupported`]
+    /// below compute capability 8.0; [`Error::Cuda`] for whatever else the driver says.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let count = device_count()?;
+        if ordinal >= count {
+            return Err(Error::NoDevice { ordinal, count });
+        }
+        let cuda_driver_version = driver_version()?;
+        if cuda_driver_version < ptx::TOOLKIT_VERSION {
+            let text = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+            return Err(Error::DriverTooOld { driver: text(cuda_driver_version), needed: text(ptx::TOOLKIT_VERSION) });
+        }
+        let context = CudaContext::new(ordinal).map_err(|error| cuda_error("opening the device", error))?;
+        // SAFETY: no slice of cudarc's is ever made in this context, so there is nothing for its tracking to protect;
+        // all ordering is by explicit events.
+        unsafe { context.disable_event_tracking() };
+        let info = describe(&context, ordinal, cuda_driver_version)
+            .map_err(|error| cuda_error("reading the device's attributes", error))?;
+        if info.compute_capability < (8, 0) {
+            let (major, minor) = info.compute_capability;
+            return Err(Error::Unsupported {
+                what: format!("{} (compute capability {major}.{minor})", info.name),
+                remedy: "the kernels need 8.0 (Ampere) or newer; use the CPU engine (--backend cpu)".into(),
+            });
+        }
+        let kernels = [OnceLock::new(), OnceLock::new()];
+        Ok(Self { inner: Arc::new(Inner { kernels, context, info, lost: OnceLock::new() }) })
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.inner.info
+    }
+
+    /// Waits for everything that was launched on the device.
+    ///
+    /// # Errors
+    /// An error of any kernel that ran before.
+    pub fn synchronize(&self) -> Result<()> {
+        self.enter()?;
+        self.check("synchronising the device", result::ctx::synchronize())
+    }
+
+    /// Bytes of device memory that are free now, and in all.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn memory_info(&self) -> Result<(usize, usize)> {
+        self.enter()?;
+        self.check("reading free memory", result::mem_get_info())
+    }
+
+    /// Measured rate of a large device-to-device copy, bytes a second, counting both the read and the write; the median
+    /// of ten copies of a quarter of the free memory, 1 GiB at most.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] if less than 8 MiB can be had; [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn copy_bandwidth(&self) -> Result<f64> {
+        let bytes = (self.memory_info()?.0 / 4).clamp(4 << 20, 1 << 30);
+        let from = Buffer::new(self, "measuring bandwidth", bytes)?;
+        let to = Buffer::new(self, "measuring bandwidth", bytes)?;
+        let stream = Stream::new(self)?;
+        let (start, end) = (Event::new_timing(self)?, Event::new_timing(self)?);
+        from.fill_u16(0x3f80)?;
+        let mut rates = Vec::new();
+        for _ in 0..12 {
+            start.record(&stream)?;
+            // SAFETY: both buffers are live and of this size until the event below has passed.
+            let copied = unsafe { result::memcpy_dtod_async(to.pointer(), from.pointer(), bytes, stream.raw()) };
+            self.check("copying", copied)?;
+            end.record(&stream)?;
+            end.synchronize()?;
+            rates.push(2.0 * bytes as f64 / (end.elapsed_us_since(&start)? * 1e-6));
+        }
+        let rates = &mut rates[2..]; // the first two warm up
+        rates.sort_by(f64::total_cmp);
+        Ok(rates[rates.len() / 2])
+    }
+
+    /// Makes the context current on this thread. Every entry starts here; after a sticky error none goes further.
+    pub(super) fn enter(&self) -> Result<()> {
+        if let Some(cause) = self.inner.lost.get() {
+            return Err(Error::ContextLost { cause: cause.clone() });
+        }
+        // SAFETY: the context lives as long as `inner`.
+        self.check("entering the context", unsafe { result::ctx::set_current(self.inner.context.cu_ctx()) })
+    }
+
+    /// Turns the driver's answer into ours, and remembers errors that destroy the context.
+    pub(super) fn check<T>(&self, operation: &'static str, answer: Result<T, DriverError>) -> Result<T> {
+        answer.map_err(|error| {
+            let ours = cuda_error(operation, error);
+            if is_sticky(error.0) {
+                let cause = self.inner.lost.get_or_init(|| ours.to_string());
+                return Error::ContextLost { cause: cause.clone() };
+            }
+            ours
+        })
+    }
+
+    /// The kernels for an element type, loaded (and by the driver compiled) at first use.
+    pub(super) fn kernels(&self, dtype: Dtype) -> Result<&Kernels> {
+        let index = match dtype {
+            Dtype::Bf16 => 0,
+            Dtype::F16 => 1,
+        };
+        self.inner.kernels[index].get_or_init(|| Kernels::load(self, dtype)).as_ref().map_err(Clone::clone)
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.inner.context
+    }
+
+    /// Whether both are handles of one opened device.
+    pub(super) fn same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+}
+
+fn describe(context: &CudaContext, ordinal: usize, cuda_driver_version: (u32, u32)) -> Result<DeviceInfo, DriverError> {
+    let attribute = |attribute| context.attribute(attribute).map(|value| value.max(0) as u32);
+    Ok(DeviceInfo {
+        ordinal,
+        name: context.name()?,
+        compute_capability: (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        cuda_driver_version,
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        memory_bytes: context.total_mem()? as u64,
+        l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
+        shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        sm_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
+    })
+}
+
+/// Errors after which every later call in the context fails (the driver's documentation of each says so).
+fn is_sticky(code: CUresult) -> bool {
+    matches!(
+        code,
+        CUresult::CUDA_ERROR_ECC_UNCORRECTABLE
+            | CUresult::CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUresult::CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUresult::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | CUresult::CUDA_ERROR_ASSERT
+            | CUresult::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUresult::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUresult::CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUresult::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUresult::CUDA_ERROR_INVALID_PC
+            | CUresult::CUDA_ERROR_LAUNCH_FAILED
+    )
+}
+
+fn cuda_error(operation: &'static str, error: DriverError) -> Error {
+    let text = |part: Result<&std::ffi::CStr, DriverError>| {
+        part.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    Error::Cuda {
+        operation,
+        code: error.0 as u32,
+        text: format!("{} ({})", text(error.error_name()), text(error.error_string())),
+    }
+}
+
+/// An ordered queue of work on a device. It does not wait for the legacy default stream.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    device: Device,
+    inner: Arc<CudaStream>,
+}
+
+impl Stream {
+    /// A new stream.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn new(device: &Device) -> Result<Self> {
+        device.enter()?;
+        let inner = device.check("creating a stream", device.context().new_stream())?;
+        Ok(Self { device: device.clone(), inner })
+    }
+
+    /// Waits for everything that was launched on the stream.
+    ///
+    /// # Errors
+    /// An error of any kernel that ran before.
+    pub fn synchronize(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: the stream is live.
+        self.device.check("synchronising a stream", unsafe { result::stream::synchronize(self.raw()) })
+    }
+
+    /// The device that it belongs to.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Lets what is launched on this stream from now on wait for `event`.
+    pub(super) fn wait(&self, event: &Event) -> Result<()> {
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: stream and event are live; the driver keeps what it needs of the event.
+        let waiting = unsafe { result::stream::wait_event(self.raw(), event.inner.cu_event(), flags) };
+        self.device.check("making a stream wait", waiting)
+    }
+
+    pub(super) fn raw(&self) -> sys::CUstream {
+        self.inner.cu_stream()
+    }
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+pub struct Event {
+    device: Device,
+    inner: CudaEvent,
+}
+
+impl Event {
+    /// An event that can tell the time between itself and another.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn new_timing(device: &Device) -> Result<Self> {
+        Self::with_flags(device, CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    /// An event for ordering only, which is cheaper.
+    pub(super) fn new_ordering(device: &Device) -> Result<Self> {
+        Self::with_flags(device, CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn with_flags(device: &Device, flags: CUevent_flags) -> Result<Self> {
+        device.enter()?;
+        let inner = device.check("creating an event", device.context().new_event(Some(flags)))?;
+        Ok(Self { device: device.clone(), inner })
+    }
+
+    /// Marks the end of what has been launched on `stream` so far.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn record(&self, stream: &Stream) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: event and stream are live.
+        let recorded = unsafe { result::event::record(self.inner.cu_event(), stream.raw()) };
+        self.device.check("recording an event", recorded)
+    }
+
+    /// Waits until the stream has reached the event.
+    ///
+    /// # Errors
+    /// An error of any kernel that ran before.
+    pub fn synchronize(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: the event is live.
+        self.device.check("waiting for an event", unsafe { result::event::synchronize(self.inner.cu_event()) })
+    }
+
+    /// Device time from `start` to this event, µs; both must have been reached.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] if one was not recorded, not reached, or does not keep time.
+    pub fn elapsed_us_since(&self, start: &Self) -> Result<f64> {
+        self.device.enter()?;
+        // SAFETY: both events are live.
+        let elapsed = unsafe { result::event::elapsed(start.inner.cu_event(), self.inner.cu_event()) };
+        Ok(f64::from(self.device.check("reading the time between events", elapsed)?) * 1e3)
+    }
+}

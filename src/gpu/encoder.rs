@@ -1,0 +1,336 @@
+//! A stack of layers on a device: weights packed once, checked once; forward calls that only launch.
+
+use std::borrow::Borrow;
+use std::sync::Arc;
+
+use super::attention::{self, head_dims};
+use super::device::{Device, Stream};
+use super::graph::Graph;
+use super::memory::{Buffer, Matrix, Tensor, to_bits};
+use super::norm::MAX_HIDDEN;
+use super::schedule;
+use super::workspace::Workspace;
+use crate::config::{BatchShape, EncoderConfig, LayerConfig, Schedule};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::weights::LayerWeights;
+
+/// Every tensor of a layer starts on this many bytes.
+const ALIGNMENT: usize = 256;
+
+/// One layer's weights in one allocation.
+#[derive(Debug)]
+pub(super) struct DeviceLayer {
+    pub(super) w_qkv: Matrix,
+    pub(super) w_1: Matrix,
+    pub(super) w_o: Matrix,
+    pub(super) w_2: Matrix,
+    // Pointers to vectors.
+    pub(super) b_qkv: u64,
+    pub(super) b_1: u64,
+    pub(super) b_o: u64,
+    pub(super) b_2: u64,
+    pub(super) ln_1: (u64, u64),
+    pub(super) ln_2: (u64, u64),
+    _buffer: Buffer,
+}
+
+impl DeviceLayer {
+    fn upload(device: &Device, config: &LayerConfig, dtype: Dtype, weights: &LayerWeights) -> Result<Self> {
+        weights.check(config)?;
+        let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
+        let tensors = [
+            &weights.w_qkv,
+            &weights.w_1,
+            &weights.w_o,
+            &weights.w_2,
+            &weights.b_qkv,
+            &weights.b_1,
+            &weights.b_o,
+            &weights.b_2,
+            &weights.ln_1.gamma,
+            &weights.ln_1.beta,
+            &weights.ln_2.gamma,
+            &weights.ln_2.beta,
+        ];
+        let mut bytes = 0;
+        let offsets = tensors.map(|tensor| {
+            let offset = bytes;
+            bytes += (tensor.len() * Dtype::BYTES).next_multiple_of(ALIGNMENT);
+            offset
+        });
+        let buffer = Buffer::new(device, "the weights of a layer", bytes)?;
+        for (tensor, offset) in tensors.into_iter().zip(offsets) {
+            buffer.write(offset, &to_bits(dtype, tensor))?;
+        }
+        let at = |index: usize| buffer.pointer() + offsets[index] as u64;
+        let matrix = |index, rows, cols| Matrix { pointer: at(index), rows, cols, stride: cols };
+        Ok(Self {
+            w_qkv: matrix(0, qkv, h),
+            w_1: matrix(1, f, h),
+            w_o: matrix(2, h, q),
+            w_2: matrix(3, h, f),
+            b_qkv: at(4),
+            b_1: at(5),
+            b_o: at(6),
+            b_2: at(7),
+            ln_1: (at(8), at(9)),
+            ln_2: (at(10), at(11)),
+            _buffer: buffer,
+        })
+    }
+}
+
+/// Weights of a stack on a device, in one element type. Several [`Encoder`]s, of different designs too, can share them.
+#[derive(Debug)]
+pub struct EncoderWeights {
+    device: Device,
+    dtype: Dtype,
+    /// What the weights' shapes were checked against; the design is of no account here.
+    layer_config: LayerConfig,
+    pub(super) layers: Vec<DeviceLayer>,
+}
+
+impl EncoderWeights {
+    /// Rounds the layers' weights to `dtype` and copies them to the device, one layer at a time: `layers` may make them as
+    /// it goes, so that a model larger than host memory can be loaded. Also has the driver compile the kernels.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if there are not `num_hidden_layers` layers or a field's size is wrong; what
+    /// [`Encoder::new`] finds in the configuration; [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn upload<L: Borrow<LayerWeights>>(
+        device: &Device,
+        config: &EncoderConfig,
+        dtype: Dtype,
+        layers: impl IntoIterator<Item = L>,
+    ) -> Result<Self> {
+        config.validate()?;
+        check_config(&config.layer)?;
+        device.kernels(dtype)?;
+        let layers = layers
+            .into_iter()
+            .map(|layer| DeviceLayer::upload(device, &config.layer, dtype, layer.borrow()))
+            .collect::<Result<Vec<_>>>()?;
+        if layers.len() != config.num_hidden_layers {
+            return Err(Error::mismatch("weights", "number of layers", layers.len(), config.num_hidden_layers));
+        }
+        Ok(Self { device: device.clone(), dtype, layer_config: config.layer.clone(), layers })
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+}
+
+/// What the kernels ask of a layer beyond its being valid.
+fn check_config(config: &LayerConfig) -> Result<()> {
+    config.check_runnable()?;
+    if !head_dims().contains(&config.head_dim) {
+        return Err(attention::unsupported_head_dim(config.head_dim));
+    }
+    for (field, value) in [("hidden_size", config.hidden_size), ("intermediate_size", config.intermediate_size)] {
+        if !value.is_multiple_of(8) {
+            return Err(Error::Unsupported {
+                what: format!("{field} = {value} on a GPU"),
+                remedy: "the kernels move 16 bytes at a time and need a multiple of 8".into(),
+            });
+        }
+    }
+    if config.hidden_size > MAX_HIDDEN {
+        return Err(Error::Unsupported {
+            what: format!("hidden_size = {} on a GPU", config.hidden_size),
+            remedy: format!("the norm kernels hold at most {MAX_HIDDEN} columns"),
+        });
+    }
+    Ok(())
+}
+
+/// The shape of a batch, with its lengths on the device.
+#[derive(Debug)]
+pub struct Batch {
+    shape: BatchShape,
+    device: Device,
+    lengths: Option<Buffer>,
+}
+
+impl Batch {
+    /// Copies the lengths, if there are any, to the device.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn new(device: &Device, shape: &BatchShape) -> Result<Self> {
+        let lengths = shape
+            .lengths()
+            .map(|lengths| {
+                let values: Vec<i32> = lengths.iter().map(|&len| len as i32).collect();
+                let buffer = Buffer::new(device, "the lengths of a batch", values.len() * size_of::<i32>())?;
+                buffer.write(0, &values)?;
+                Ok(buffer)
+            })
+            .transpose()?;
+        Ok(Self { shape: shape.clone(), device: device.clone(), lengths })
+    }
+
+    /// The shape.
+    pub fn shape(&self) -> &BatchShape {
+        &self.shape
+    }
+
+    pub(super) fn check_device(&self, operation: &'static str, device: &Device) -> Result<()> {
+        if !self.device.same_as(device) {
+            let got = self.device.info().ordinal;
+            let expected = format!("the stream's device object (ordinal {})", device.info().ordinal);
+            return Err(Error::mismatch(operation, "device of the batch", got, expected));
+        }
+        Ok(())
+    }
+
+    /// Pointer to the lengths, or 0 where nothing is padded.
+    pub(super) fn lengths_pointer(&self) -> u64 {
+        self.lengths.as_ref().map_or(0, Buffer::pointer)
+    }
+}
+
+/// A stack of layers of one design that can be run.
+#[derive(Debug)]
+pub struct Encoder {
+    config: EncoderConfig,
+    weights: Arc<EncoderWeights>,
+}
+
+impl Encoder {
+    /// The first `config.num_hidden_layers` layers of `weights`, in the design of `config`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`]; [`Error::Unsupported`] for what the kernels cannot do; [`Error::Mismatch`] if the
+    /// weights have other dimensions or fewer layers.
+    pub fn new(config: &EncoderConfig, weights: Arc<EncoderWeights>) -> Result<Self> {
+        config.validate()?;
+        check_config(&config.layer)?;
+        let dimensions = |c: &LayerConfig| (c.hidden_size, c.intermediate_size, c.query_size(), c.qkv_size());
+        let (wanted, found) = (dimensions(&config.layer), dimensions(&weights.layer_config));
+        if wanted != found {
+            return Err(Error::mismatch(
+                "Encoder::new",
+                "(hidden, intermediate, query, QKV) width of the weights",
+                format!("{found:?}"),
+                format!("{wanted:?}"),
+            ));
+        }
+        if config.num_hidden_layers > weights.layers.len() {
+            return Err(Error::mismatch(
+                "Encoder::new",
+                "number of layers of the weights",
+                weights.layers.len(),
+                format!("at least {}", config.num_hidden_layers),
+            ));
+        }
+        Ok(Self { config: config.clone(), weights })
+    }
+
+    /// What the stack is.
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// The device that it runs on.
+    pub fn device(&self) -> &Device {
+        &self.weights.device
+    }
+
+    /// Element type of weights and activations.
+    pub fn dtype(&self) -> Dtype {
+        self.weights.dtype
+    }
+
+    /// Device memory that a workspace for this batch takes, bytes.
+    pub fn workspace_bytes(&self, batch: &Batch) -> usize {
+        Workspace::bytes(&self.config.layer, batch.shape().rows())
+    }
+
+    /// Scratch memory, streams and events for forward calls on batches with at most as many rows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn workspace(&self, batch: &Batch) -> Result<Workspace> {
+        Workspace::new(self.device(), &self.config.layer, batch.shape().rows())
+    }
+
+    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[batch · seq_len, hidden_size]`. Returns at once; the result
+    /// is there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
+    ///
+    /// `x`, `y`, the batch and the workspace belong to the call until the stream has run it: do not write `x` or
+    /// start another call with the same workspace on another stream before.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a schedule that the design cannot have; [`Error::Mismatch`] if a tensor's shape, element
+    /// type or device, or the workspace's size, does not fit; [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn forward(
+        &self,
+        stream: &Stream,
+        schedule: Schedule,
+        batch: &Batch,
+        x: &Tensor,
+        y: &mut Tensor,
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        schedule.check(self.config.layer.design)?;
+        self.check_operands(stream, batch, x, y, workspace)?;
+        self.device().enter()?;
+        // SAFETY: shapes, types and devices were checked; x is borrowed, y and the workspace mutably so, and the buffers of
+        // all three wait for the device before they are freed.
+        unsafe {
+            schedule::forward(self, &self.weights.layers, stream, schedule, batch, x.matrix(), y.matrix(), workspace)
+        }
+    }
+
+    /// Records the launches of [`forward`](Self::forward) into a graph, which keeps the operands borrowed. Runs nothing.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn capture<'a>(
+        &'a self,
+        stream: &Stream,
+        schedule: Schedule,
+        batch: &'a Batch,
+        x: &'a Tensor,
+        y: &'a mut Tensor,
+        workspace: &'a mut Workspace,
+    ) -> Result<Graph<'a>> {
+        Graph::record(stream, || self.forward(stream, schedule, batch, x, y, workspace))
+    }
+
+    fn check_operands(
+        &self,
+        stream: &Stream,
+        batch: &Batch,
+        x: &Tensor,
+        y: &Tensor,
+        workspace: &Workspace,
+    ) -> Result<()> {
+        const OPERATION: &str = "Encoder::forward";
+        let shape = (batch.shape().rows(), self.config.layer.hidden_size);
+        for (what, tensor) in [("x", x), ("y", y)] {
+            if tensor.shape() != shape || tensor.dtype() != self.dtype() {
+                let text = |dtype: Dtype, (rows, cols): (usize, usize)| format!("{dtype} {rows} × {cols}");
+                return Err(Error::mismatch(
+                    OPERATION,
+                    what,
+                    text(tensor.dtype(), tensor.shape()),
+                    text(self.dtype(), shape),
+                ));
+            }
+        }
+        let devices = [stream.device(), &batch.device, x.device(), y.device(), workspace.device()];
+        if !devices.iter().all(|device| device.same_as(self.device())) {
+            return Err(Error::mismatch(
+                OPERATION,
+                "device of an operand",
+                format!("{:?}", devices.map(|device| device.info().ordinal)),
+                format!("the encoder's device object (ordinal {})", self.device().info().ordinal),
+            ));
+        }
+        workspace.check(&self.config.layer, shape.0)
+    }
+}

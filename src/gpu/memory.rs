@@ -1,0 +1,238 @@
+//! Device memory: raw buffers, and 16-bit matrices in them.
+
+use cudarc::driver::{DriverError, result, sys};
+use rayon::prelude::*;
+
+use super::device::Device;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// An owned allocation. Dropping it waits for the device first, so that no kernel can still be using it.
+#[derive(Debug)]
+pub(super) struct Buffer {
+    device: Device,
+    pointer: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// `bytes` (at least 1) of uninitialised memory for `what`, aligned to 256 bytes.
+    pub(super) fn new(device: &Device, what: &str, bytes: usize) -> Result<Self> {
+        device.enter()?;
+        // SAFETY: the result is owned here, and freed once, in `drop`.
+        let pointer = match unsafe { result::malloc_sync(bytes) } {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                let (free_bytes, total_bytes) = device.memory_info().unwrap_or_default();
+                return Err(Error::OutOfMemory {
+                    what: what.to_owned(),
+                    requested_bytes: bytes,
+                    free_bytes,
+                    total_bytes,
+                });
+            }
+            answer => device.check("allocating", answer)?,
+        };
+        Ok(Self { device: device.clone(), pointer, bytes })
+    }
+
+    pub(super) fn pointer(&self) -> u64 {
+        self.pointer
+    }
+
+    /// Copies `values` to `offset_bytes`, and waits until they are there.
+    pub(super) fn write<T: bytemuck::NoUninit>(&self, offset_bytes: usize, values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        assert!(offset_bytes + bytes.len() <= self.bytes, "a write past the end of a buffer");
+        self.device.enter()?;
+        // SAFETY: inside the allocation, as just checked.
+        let copied = unsafe { result::memcpy_htod_sync(self.pointer + offset_bytes as u64, bytes) };
+        self.device.check("copying to the device", copied)
+    }
+
+    /// The whole content, after everything launched on the device has finished.
+    pub(super) fn read_u16(&self) -> Result<Vec<u16>> {
+        self.device.synchronize()?;
+        let mut values = vec![0u16; self.bytes / 2];
+        // SAFETY: the vector has the allocation's size.
+        let copied = unsafe { result::memcpy_dtoh_sync(&mut values, self.pointer) };
+        self.device.check("copying from the device", copied)?;
+        Ok(values)
+    }
+
+    /// Sets every 16-bit word, after everything launched on the device has finished.
+    pub(super) fn fill_u16(&self, word: u16) -> Result<()> {
+        self.device.synchronize()?;
+        // SAFETY: inside the allocation.
+        let filled = unsafe { sys::cuMemsetD16_v2(self.pointer, word, self.bytes / 2) }.result();
+        self.device.check("filling memory", filled)?;
+        self.device.synchronize()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // Errors here belong to earlier work, which reports them where it is waited for; in a lost context the memory is
+        // gone already.
+        if self.device.synchronize().is_ok() {
+            // SAFETY: allocated by `new`, freed only here, and nothing runs on the device.
+            let _ = unsafe { result::free_sync(self.pointer) };
+        }
+    }
+}
+
+/// A matrix on the device: row-major, without gaps, 16-bit elements. Activations are `[batch · seq_len, hidden_size]`.
+#[derive(Debug)]
+pub struct Tensor {
+    buffer: Buffer,
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+}
+
+impl Tensor {
+    /// A matrix of `rows · cols` values, each rounded to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if there are not `rows · cols` values, or none; [`Error::OutOfMemory`], [`Error::Cuda`],
+    /// [`Error::ContextLost`].
+    pub fn from_host(device: &Device, dtype: Dtype, rows: usize, cols: usize, values: &[f32]) -> Result<Self> {
+        if rows.checked_mul(cols) != Some(values.len()) {
+            return Err(Error::mismatch(
+                "Tensor::from_host",
+                "number of values",
+                values.len(),
+                format!("{rows} rows · {cols} columns"),
+            ));
+        }
+        let tensor = Self::uninitialised(device, dtype, rows, cols)?;
+        tensor.buffer.write(0, &to_bits(dtype, values))?;
+        Ok(tensor)
+    }
+
+    /// A matrix in which every element is NaN: what a kernel fails to write stays visible.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for an empty matrix; [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn poisoned(device: &Device, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
+        let mut tensor = Self::uninitialised(device, dtype, rows, cols)?;
+        tensor.poison()?;
+        Ok(tensor)
+    }
+
+    /// Sets every element to NaN, after everything launched on the device has finished.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn poison(&mut self) -> Result<()> {
+        self.buffer.fill_u16(self.dtype.to_bits(f32::NAN))
+    }
+
+    fn uninitialised(device: &Device, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
+        let bytes = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(Dtype::BYTES));
+        let Some(bytes) = bytes.filter(|&bytes| bytes > 0) else {
+            return Err(Error::mismatch("Tensor", "shape", format!("{rows} × {cols}"), "a positive, addressable size"));
+        };
+        let buffer = Buffer::new(device, "a tensor", bytes)?;
+        Ok(Self { buffer, dtype, rows, cols })
+    }
+
+    /// The elements as f32 (exact), after everything launched on the device has finished.
+    ///
+    /// # Errors
+    /// An error of any kernel that ran before.
+    pub fn to_host(&self) -> Result<Vec<f32>> {
+        Ok(self.to_bits()?.par_iter().map(|&bits| self.dtype.from_bits(bits)).collect())
+    }
+
+    /// The elements' bits, after everything launched on the device has finished.
+    ///
+    /// # Errors
+    /// An error of any kernel that ran before.
+    pub fn to_bits(&self) -> Result<Vec<u16>> {
+        self.buffer.read_u16()
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// (rows, columns).
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// The device that it lives on.
+    pub fn device(&self) -> &Device {
+        &self.buffer.device
+    }
+
+    pub(super) fn matrix(&self) -> Matrix {
+        Matrix { pointer: self.buffer.pointer, rows: self.rows, cols: self.cols, stride: self.cols }
+    }
+}
+
+pub(super) fn to_bits(dtype: Dtype, values: &[f32]) -> Vec<u16> {
+    values.par_iter().map(|&value| dtype.to_bits(value)).collect()
+}
+
+/// Where a matrix of 16-bit elements lies on the device; owns nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Matrix {
+    pub(super) pointer: u64,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+}
+
+impl Matrix {
+    /// Bytes from the first element to the end of the last row.
+    fn span(&self) -> (u64, u64) {
+        let elements = (self.rows.max(1) - 1) * self.stride + self.cols;
+        (self.pointer, self.pointer + (elements * Dtype::BYTES) as u64)
+    }
+
+    /// Whether the memory ranges of the two have a byte in common.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let ((a, a_end), (b, b_end)) = (self.span(), other.span());
+        a < b_end && b < a_end
+    }
+
+    /// Checks what every kernel needs: rows that start on 16 bytes.
+    pub(super) fn check_aligned(&self, operation: &'static str, what: &'static str) -> Result<()> {
+        if !self.pointer.is_multiple_of(16) || !self.stride.is_multiple_of(8) || self.stride < self.cols {
+            return Err(Error::mismatch(
+                operation,
+                what,
+                format!("at {:#x} with {} columns, stride {}", self.pointer, self.cols, self.stride),
+                "a 16-byte aligned pointer and a stride that is a multiple of 8, at least the columns",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlap_is_by_bytes() {
+        let at = |pointer| Matrix { pointer, rows: 2, cols: 8, stride: 16 };
+        // 16 + 8 elements: 48 bytes.
+        assert!(at(0).overlaps(&at(46)));
+        assert!(!at(0).overlaps(&at(48)));
+        assert!(at(48).overlaps(&at(48)));
+    }
+
+    #[test]
+    fn misaligned_matrices_are_refused_with_their_values() {
+        let good = Matrix { pointer: 0x100, rows: 2, cols: 8, stride: 8 };
+        good.check_aligned("gemm", "a").unwrap();
+        for bad in [Matrix { pointer: 0x102, ..good }, Matrix { stride: 12, ..good }, Matrix { cols: 16, ..good }] {
+            let message = bad.check_aligned("gemm", "a").unwrap_err().to_string();
+            assert!(message.contains(&format!("{:#x}", bad.pointer)) && message.contains("stride"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What a forward call needs beside weights and operands: scratch memory, the two internal streams, the events.
+
+use std::time::Duration;
+
+use super::device::{Device, Event, Stream};
+use super::memory::{Buffer, Matrix};
+use crate::config::LayerConfig;
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+
+/// One of a parallel layer's two halves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Branch {
+    /// QKV product, attention, output projection.
+    Attention,
+    /// First product with activation, second product.
+    Ffn,
+}
+
+/// Scratch memory, streams and events of forward calls. One call at a time may use it, whence `&mut`; it may serve
+/// encoders of different designs with the same dimensions.
+#[derive(Debug)]
+pub struct Workspace {
+    buffer: Buffer,
+    device: Device,
+    widths: [usize; SCRATCH],
+    rows: usize,
+    pub(super) attention_stream: Stream,
+    pub(super) ffn_stream: Stream,
+    pub(super) start: Event,
+    pub(super) forked: Event,
+    pub(super) ffn_done: Event,
+    pub(super) finished: Event,
+    pub(super) hold_back_ns: [u64; 2],
+}
+
+const SCRATCH: usize = 7;
+
+/// The scratch matrices. Each branch writes its own; nothing is shared between them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scratch {
+    pub(super) qkv: Matrix,
+    pub(super) context: Matrix,
+    pub(super) attention_out: Matrix,
+    pub(super) inner: Matrix,
+    pub(super) ffn_out: Matrix,
+    pub(super) normed_1: Matrix,
+    pub(super) normed_2: Matrix,
+}
+
+/// Columns of the scratch matrices, in the order of [`Scratch`]'s fields.
+fn widths(config: &LayerConfig) -> [usize; SCRATCH] {
+    let h = config.hidden_size;
+    [config.qkv_size(), config.query_size(), h, config.intermediate_size, h, h, h]
+}
+
+fn matrix_bytes(rows: usize, cols: usize) -> usize {
+    (rows * cols * Dtype::BYTES).next_multiple_of(256)
+}
+
+impl Workspace {
+    pub(super) fn bytes(config: &LayerConfig, rows: usize) -> usize {
+        widths(config).into_iter().map(|cols| matrix_bytes(rows, cols)).sum()
+    }
+
+    pub(super) fn new(device: &Device, config: &LayerConfig, rows: usize) -> Result<Self> {
+        Ok(Self {
+            buffer: Buffer::new(device, "a workspace", Self::bytes(config, rows))?,
+            device: device.clone(),
+            widths: widths(config),
+            rows,
+            attention_stream: Stream::new(device)?,
+            ffn_stream: Stream::new(device)?,
+            start: Event::new_ordering(device)?,
+            forked: Event::new_ordering(device)?,
+            ffn_done: Event::new_ordering(device)?,
+            finished: Event::new_ordering(device)?,
+            hold_back_ns: [0; 2],
+        })
+    }
+
+    /// Makes every later call hold `branch` back by `time` at the start of each layer, on the branch's own stream. The
+    /// result must not change: tests of the streams' ordering use it, to turn a missing dependency into a wrong result.
+    pub fn hold_back(&mut self, branch: Branch, time: Duration) {
+        self.hold_back_ns[branch as usize] = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    }
+
+    /// Overwrites the scratch memory with NaN, after everything launched on the device has finished: what is read before it is
+    /// written becomes visible.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn poison(&mut self) -> Result<()> {
+        self.buffer.fill_u16(0xffff) // a NaN in both element types
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    pub(super) fn check(&self, config: &LayerConfig, rows: usize) -> Result<()> {
+        if self.widths != widths(config) || rows > self.rows {
+            return Err(Error::mismatch(
+                "Encoder::forward",
+                "workspace",
+                format!("for {} rows of widths {:?}", self.rows, self.widths),
+                format!("at least {rows} rows of widths {:?}", widths(config)),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The scratch matrices for a call on `rows` rows.
+    pub(super) fn scratch(&self, rows: usize) -> Scratch {
+        let mut pointer = self.buffer.pointer();
+        let [qkv, context, attention_out, inner, ffn_out, normed_1, normed_2] = self.widths.map(|cols| {
+            let matrix = Matrix { pointer, rows, cols, stride: cols };
+            pointer += matrix_bytes(self.rows, cols) as u64;
+            matrix
+        });
+        Scratch { qkv, context, attention_out, inner, ffn_out, normed_1, normed_2 }
+    }
+}
