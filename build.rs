@@ -183,9 +183,10 @@ fn tiles(header: &str) -> Result<String> {
             };
             let fields: Vec<_> = row.split(')').next().unwrap_or_default().split(',').map(str::trim).collect();
             match (row_type, fields.as_slice()) {
-                ("GemmTile", [name, m, n, warp_m, warp_n, stages]) => writeln!(
+                ("GemmTile", [name, m, n, warp_m, warp_n, slices, stages]) => writeln!(
                     rows,
-                    "    GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, stages: {stages} }},"
+                    "    GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, slices: {slices}, \
+                     stages: {stages} }},"
                 )?,
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,

@@ -38,16 +38,23 @@ struct Attention {
     static constexpr bool Q_IN_REGISTERS = MT * KD * 4 <= 32;
     static_assert(D % 16 == 0 && BN % 16 == 0 && WARP_ROWS % 16 == 0);
 
-    // Rows [first, first + ROWS) of one head into shared memory; rows at or past `end` become zeros, unread.
+    // Rows [first, first + ROWS) of one head into shared memory; rows at or past `end` become zeros, unread (the pointer may
+    // lie outside the matrix there).
     template <int ROWS>
-    static __device__ __forceinline__ void copy_rows(uint32_t to, const S* from, int64_t ld, int first, int end) {
+    static __device__ __forceinline__ void copy_rows(uint32_t to, const S* from, int ld, int first, int end) {
         constexpr int VECTORS = D / VECTOR;
+        static_assert(ROWS * VECTORS % THREADS == 0, "every thread copies as much");
+        const int row = threadIdx.x / VECTORS, column = threadIdx.x % VECTORS * VECTOR;
 #pragma unroll
-        for (int i = threadIdx.x; i < ROWS * VECTORS; i += THREADS) {
-            const int r = i / VECTORS, column = i % VECTORS * VECTOR;
-            const bool valid = first + r < end;
-            const S* source = from + (valid ? (first + r) * ld + column : 0);
-            ptx::copy_async_16(to + r * STRIDE + column * ELEMENT_BYTES, source, valid ? 16 : 0);
+        for (int i = 0; i < ROWS * VECTORS / THREADS; ++i) {
+            int r, c;
+            if constexpr (THREADS % VECTORS == 0) {  // whole rows a pass: one column a thread
+                r = row + i * (THREADS / VECTORS), c = column;
+            } else {
+                r = (threadIdx.x + i * THREADS) / VECTORS, c = (threadIdx.x + i * THREADS) % VECTORS * VECTOR;
+            }
+            ptx::copy_async_16(to + r * STRIDE + c * ELEMENT_BYTES, from + static_cast<int64_t>(first + r) * ld + c,
+                               first + r < end ? 16 : 0);
         }
     }
 
@@ -204,8 +211,11 @@ struct Attention {
                         sum += probability;
                     }
                 row_sum[i][h] = sum;
+                // After the first few tiles maxima rarely move: the whole warp skips the multiplications then.
+                if (__any_sync(0xffffffff, rescale != 1.f)) {
 #pragma unroll
-                for (int j = 0; j < DT; ++j) o[i][j][2 * h] *= rescale, o[i][j][2 * h + 1] *= rescale;
+                    for (int j = 0; j < DT; ++j) o[i][j][2 * h] *= rescale, o[i][j][2 * h + 1] *= rescale;
+                }
             }
     }
 
@@ -243,7 +253,7 @@ struct Attention {
 };
 
 #define ATTENTION_KERNEL(D, WARPS, ROWS, BN)                                                  \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32)                                  \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)                                \
         attention_d##D##_w##WARPS##_r##ROWS(const __grid_constant__ AttentionParams p) {      \
         Attention<PAF_ELEMENT, D, WARPS, ROWS, BN>::run(p);                                   \
     }

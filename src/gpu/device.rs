@@ -1,6 +1,7 @@
 //! A device: its context, capability and kernels; streams and events on it; the one place where CUDA's errors become ours.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUevent_flags, CUresult};
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
@@ -81,6 +82,9 @@ struct Inner {
     context: Arc<CudaContext>,
     info: DeviceInfo,
     lost: OnceLock<String>,
+    /// Held while a stream captures and while the device is synchronised: the driver lets neither happen during the other,
+    /// whichever threads they are on.
+    capturing: Mutex<()>,
 }
 
 impl std::fmt::Debug for Device {
@@ -119,7 +123,7 @@ impl Device {
             });
         }
         let kernels = [OnceLock::new(), OnceLock::new()];
-        Ok(Self { inner: Arc::new(Inner { kernels, context, info, lost: OnceLock::new() }) })
+        Ok(Self { inner: Arc::new(Inner { kernels, context, info, lost: OnceLock::new(), capturing: Mutex::new(()) }) })
     }
 
     /// What the device is.
@@ -127,13 +131,21 @@ impl Device {
         &self.inner.info
     }
 
-    /// Waits for everything that was launched on the device.
+    /// Waits for everything that was launched on the device, and for graphs that other threads are capturing through this
+    /// crate. A capture by someone else in the same context would be broken by it, as the driver documents.
     ///
     /// # Errors
     /// An error of any kernel that ran before.
     pub fn synchronize(&self) -> Result<()> {
         self.enter()?;
+        let _guard = self.while_not_capturing();
         self.check("synchronising the device", result::ctx::synchronize())
+    }
+
+    /// Keeps this crate's captures on the device and its synchronisations apart.
+    pub(super) fn while_not_capturing(&self) -> MutexGuard<'_, ()> {
+        // The mutex guards no data, so a panic while it was held has broken none.
+        self.inner.capturing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of device memory that are free now, and in all.
@@ -290,6 +302,16 @@ impl Stream {
     /// The device that it belongs to.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Enqueues a kernel that occupies the stream for `time` and touches nothing: for tests of asynchrony and ordering.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn hold_back(&self, time: Duration) -> Result<()> {
+        self.device.enter()?;
+        // The kernel is the same whatever the element type.
+        self.device.kernels(Dtype::Bf16)?.hold_back(self, time)
     }
 
     /// Lets what is launched on this stream from now on wait for `event`.

@@ -25,6 +25,7 @@ impl Graph<'_> {
     pub(super) fn record(stream: &Stream, enqueue: impl FnOnce() -> Result<()>) -> Result<Self> {
         let device = stream.device().clone();
         device.enter()?;
+        let guard = device.while_not_capturing();
         // Thread-local: other threads may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live.
@@ -33,6 +34,7 @@ impl Graph<'_> {
         // The capture ends whatever happened, or the stream would stay unusable.
         // SAFETY: the stream is live and capturing.
         let ended = unsafe { result::stream::end_capture(stream.raw()) };
+        drop(guard);
         let graph = match (enqueued, ended) {
             (Ok(()), ended) => device.check("ending a capture", ended)?,
             (Err(error), ended) => {

@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute, CUjit_option_enum as JitOption};
 use cudarc::driver::{CudaContext, result};
@@ -77,7 +78,7 @@ pub(super) struct Kernels {
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
     /// Occupies a stream for a while.
-    pub(super) delay: Function,
+    delay: Function,
     // Functions are handles into these.
     _modules: Vec<Module>,
 }
@@ -120,6 +121,15 @@ impl Kernels {
         let delay = probe_module.function(device, "delay", 1, 0)?;
         let _modules = vec![gemm_module, attention_module, norm_module, probe_module];
         Ok(Self { gemm, attention, norm, delay, _modules })
+    }
+}
+
+impl Kernels {
+    /// Occupies `stream` for `time`.
+    pub(super) fn hold_back(&self, stream: &Stream, time: Duration) -> Result<()> {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // SAFETY: the kernel takes one u64 and touches no memory.
+        unsafe { self.delay.launch(stream, Grid { x: 1, y: 1 }, &nanoseconds) }
     }
 }
 

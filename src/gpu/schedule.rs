@@ -16,7 +16,7 @@ use super::attention::{self, Attention};
 use super::device::Stream;
 use super::encoder::{Batch, DeviceLayer, Encoder};
 use super::gemm::{self, Gemm, Then};
-use super::launch::{Grid, Kernels};
+use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput};
 use super::workspace::{Branch, Scratch, Workspace};
@@ -96,10 +96,9 @@ impl Streams<'_> {
             self.ffn.wait(&self.workspace.forked)?;
         }
         for (branch, stream) in [(Branch::Attention, self.attention), (Branch::Ffn, self.ffn)] {
-            let nanoseconds = self.workspace.hold_back_ns[branch as usize];
-            if nanoseconds > 0 {
-                // SAFETY: the kernel takes one u64 and touches no memory.
-                unsafe { kernels.delay.launch(stream, Grid { x: 1, y: 1 }, &nanoseconds)? };
+            let time = self.workspace.hold_back[branch as usize];
+            if !time.is_zero() {
+                kernels.hold_back(stream, time)?;
             }
         }
         Ok(())

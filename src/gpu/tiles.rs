@@ -8,12 +8,13 @@ pub(crate) struct GemmTile {
     pub(crate) n: usize,
     pub(crate) warp_m: usize,
     pub(crate) warp_n: usize,
+    pub(crate) slices: usize,
     pub(crate) stages: usize,
 }
 
 impl GemmTile {
     pub(crate) const fn threads(&self) -> u32 {
-        (self.m / self.warp_m * (self.n / self.warp_n) * 32) as u32
+        (self.m / self.warp_m * (self.n / self.warp_n) * self.slices * 32) as u32
     }
 
     /// `Gemm::SHARED` of kernels/gemm_sm80.cu: stages of 64 elements of each row of both tiles.

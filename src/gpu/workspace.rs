@@ -31,7 +31,7 @@ pub struct Workspace {
     pub(super) forked: Event,
     pub(super) ffn_done: Event,
     pub(super) finished: Event,
-    pub(super) hold_back_ns: [u64; 2],
+    pub(super) hold_back: [Duration; 2],
 }
 
 const SCRATCH: usize = 7;
@@ -75,14 +75,14 @@ impl Workspace {
             forked: Event::new_ordering(device)?,
             ffn_done: Event::new_ordering(device)?,
             finished: Event::new_ordering(device)?,
-            hold_back_ns: [0; 2],
+            hold_back: [Duration::ZERO; 2],
         })
     }
 
     /// Makes every later call hold `branch` back by `time` at the start of each layer, on the branch's own stream. The
     /// result must not change: tests of the streams' ordering use it, to turn a missing dependency into a wrong result.
     pub fn hold_back(&mut self, branch: Branch, time: Duration) {
-        self.hold_back_ns[branch as usize] = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.hold_back[branch as usize] = time;
     }
 
     /// Overwrites the scratch memory with NaN, after everything launched on the device has finished: what is read before it is

@@ -1,0 +1,75 @@
+//! The f32 engine against the oracle.
+
+use std::sync::Arc;
+
+use super::{Case, Comparison, compare, widen};
+use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
+use crate::cpu::oracle::{self, Rounding};
+use crate::cpu::{Encoder, Workspace};
+use crate::error::{Error, Result};
+use crate::weights::{LayerWeights, random_activations, random_layers};
+
+/// Stacks of two layers: all designs, schedules, activations, causal or not, with and without padding, odd sizes.
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let shapes: [(usize, usize, Option<Vec<usize>>); 4] =
+        [(1, 1, None), (2, 17, None), (3, 67, Some(vec![67, 0, 5])), (1, 130, Some(vec![129]))];
+    for (i, design) in Design::ALL.into_iter().enumerate() {
+        for (j, (batch, seq_len, lengths)) in shapes.iter().enumerate() {
+            for causal in [false, true] {
+                for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+                    let hidden_act = HiddenAct::ALL[(i + j) % 3];
+                    let padding = if lengths.is_some() { " padded" } else { "" };
+                    let mask = if causal { " causal" } else { "" };
+                    let name = format!("cpu layer {design} {schedule} {hidden_act}{mask} {batch}x{seq_len}{padding}");
+                    let lengths = lengths.clone();
+                    let (batch, seq_len) = (*batch, *seq_len);
+                    let seed = (i * 10 + j) as u64;
+                    cases.push(Case::new(name, move || {
+                        let layer =
+                            LayerConfig { hidden_act, causal, design, ..LayerConfig::new(64 + 16 * j, 2, 200)? };
+                        let mut shape = BatchShape::new(batch, seq_len)?;
+                        if let Some(lengths) = lengths.clone() {
+                            shape = shape.with_lengths(lengths)?;
+                        }
+                        check(EncoderConfig { layer, num_hidden_layers: 2 }, schedule, &shape, seed)
+                    }));
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn check(config: EncoderConfig, schedule: Schedule, shape: &BatchShape, seed: u64) -> Result<Comparison> {
+    let h = config.layer.hidden_size;
+    let layers: Vec<LayerWeights> = random_layers(&config, seed).collect();
+    let mut x = random_activations(shape.rows(), h, seed);
+    poison_padding(&mut x, shape, h);
+    let layers = Arc::new(layers);
+    let encoder = Encoder::new(config, layers.clone())?;
+    let mut workspace: Workspace = encoder.workspace(shape)?;
+    let mut y = vec![f32::NAN; x.len()];
+    encoder.forward(schedule, shape, &x, &mut y, &mut workspace)?;
+    let exact = oracle::encoder(encoder.config(), &layers, &widen(&x), shape, Rounding::Exact)?;
+    against_f32(&y, &exact, h)
+}
+
+/// The engine has no naive twin in f32 to be measured by: its bound is the rounding of a few thousand additions.
+fn against_f32(y: &[f32], exact: &[f64], cols: usize) -> Result<Comparison> {
+    const TOLERANCE: f64 = 2e-5;
+    if let Some(i) = y.iter().position(|y| !y.is_finite()) {
+        return Err(Error::Verification(format!("cpu engine: element ({}, {}) is {}", i / cols, i % cols, y[i])));
+    }
+    let naive: Vec<f64> = exact.iter().map(|x| x * (1.0 + TOLERANCE)).collect();
+    compare("cpu engine", y, exact, &naive, 2.0 * f64::from(f32::EPSILON), cols)
+}
+
+/// Padded rows become NaN: nothing may depend on them.
+pub(super) fn poison_padding(x: &mut [f32], shape: &BatchShape, cols: usize) {
+    for (row, x) in x.chunks_mut(cols).enumerate() {
+        if row % shape.seq_len() >= shape.length(row / shape.seq_len()) {
+            x.fill(f32::NAN);
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Every kernel and every layer against the oracle, on a device.
+//!
+//! Inputs are random and rounded to the element type; outputs and scratch are NaN before the run; padded rows of the
+//! inputs are NaN; sizes are 1, primes, one off a tile.
+
+use std::sync::Arc;
+
+use super::cpu::poison_padding;
+use super::{Case, Comparison, compare, widen};
+use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
+use crate::cpu::oracle::{self, Rounding};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::gpu::kernel::{self, Epilogue, Norm};
+use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
+use crate::weights::{LayerWeights, NormWeights, random_activations, random_layers};
+
+const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
+
+/// All cases: kernels first, layers last.
+pub fn cases(device: &Device) -> Vec<Case> {
+    let mut cases = gemm_cases(device);
+    cases.extend(attention_cases(device));
+    cases.extend(join_cases(device));
+    cases.extend(layer_cases(device));
+    cases
+}
+
+/// Random values as the device will hold them.
+fn random(dtype: Dtype, rows: usize, cols: usize, seed: u64) -> Vec<f32> {
+    random_activations(rows, cols, seed).into_iter().map(|x| dtype.round(x)).collect()
+}
+
+/// The worse of two comparisons, each measured by its own bound.
+fn worse(a: Comparison, b: Comparison) -> Comparison {
+    let share = |c: &Comparison| (c.max_error / c.max_error_bound).max(c.relative_l2 / c.relative_l2_bound);
+    if share(&b) > share(&a) { b } else { a }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Finish {
+    Plain,
+    NoBias,
+    Act(HiddenAct),
+    Residual,
+}
+
+impl Finish {
+    const ALL: [Self; 6] = [
+        Self::Plain,
+        Self::NoBias,
+        Self::Act(HiddenAct::Gelu),
+        Self::Act(HiddenAct::GeluNew),
+        Self::Act(HiddenAct::Relu),
+        Self::Residual,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "bias",
+            Self::NoBias => "plain",
+            Self::Act(act) => act.name(),
+            Self::Residual => "residual",
+        }
+    }
+}
+
+fn gemm_cases(device: &Device) -> Vec<Case> {
+    const SHAPES: [(usize, usize, usize); 7] =
+        [(1, 8, 8), (3, 40, 24), (37, 136, 72), (64, 32, 64), (65, 264, 200), (129, 296, 136), (257, 520, 1032)];
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        // The planner's choice too: it may be any of them, or one that this list has forgotten.
+        for tile in kernel::gemm_tiles().map(Some).chain([None]) {
+            for finish in Finish::ALL {
+                for (m, n, k) in SHAPES {
+                    let tile_name = tile.unwrap_or("planned");
+                    let name = format!("gemm {dtype} {tile_name} {} {m}x{n}x{k}", finish.name());
+                    let device = device.clone();
+                    cases.push(Case::new(name.clone(), move || gemm(&device, &name, dtype, tile, finish, (m, n, k))));
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn gemm(
+    device: &Device,
+    name: &str,
+    dtype: Dtype,
+    tile: Option<&str>,
+    finish: Finish,
+    (m, n, k): (usize, usize, usize),
+) -> Result<Comparison> {
+    let a = random(dtype, m, k, 1);
+    // Weights of deviation 1/√k, so that results have deviation 1 at every k.
+    let w: Vec<f32> = random(dtype, n, k, 2).iter().map(|w| dtype.round(w / (k as f32).sqrt())).collect();
+    let (bias, residual) = (random(dtype, 1, n, 3), random(dtype, m, n, 4));
+    let bias = (finish != Finish::NoBias).then_some(bias);
+
+    let upload = |rows, cols, values: &[f32]| Tensor::from_host(device, dtype, rows, cols, values);
+    let (a_device, w_device) = (upload(m, k, &a)?, upload(n, k, &w)?);
+    let bias_device = bias.as_ref().map(|bias| upload(1, n, bias)).transpose()?;
+    let residual_device = upload(m, n, &residual)?;
+    let mut c = Tensor::poisoned(device, dtype, m, n)?;
+    let epilogue = match finish {
+        Finish::Plain | Finish::NoBias => Epilogue::None,
+        Finish::Act(act) => Epilogue::Activation(act),
+        Finish::Residual => Epilogue::Residual(&residual_device),
+    };
+    let stream = Stream::new(device)?;
+    kernel::gemm(&stream, &a_device, &w_device, bias_device.as_ref(), epilogue, &mut c, tile)?;
+    let got = c.to_host()?;
+
+    let (a, residual) = (widen(&a), widen(&residual));
+    let reference = |rounding| {
+        let mut y = oracle::linear(&a, &w, bias.as_deref(), k, rounding);
+        match finish {
+            Finish::Act(act) => oracle::activate(act, &mut y, rounding),
+            Finish::Residual => y = oracle::join(&[&y, &residual], &[], n, 1.0, rounding).0,
+            Finish::Plain | Finish::NoBias => {}
+        }
+        y
+    };
+    let (exact, naive) = (reference(Rounding::Exact), reference(Rounding::To(dtype)));
+    compare(name, &got, &exact, &naive, dtype.epsilon(), n)
+}
+
+fn attention_cases(device: &Device) -> Vec<Case> {
+    let shapes: [(usize, usize, Option<Vec<usize>>); 6] = [
+        (2, 1, None),
+        (1, 64, None),
+        (2, 65, Some(vec![65, 0])),
+        (1, 129, None),
+        (3, 200, Some(vec![199, 1, 131])),
+        (1, 513, None),
+    ];
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        for head_dim in [32, 64, 80, 96, 128] {
+            for rows in kernel::attention_tiles(head_dim).map(Some).chain([None]) {
+                for causal in [false, true] {
+                    for (batch, seq_len, lengths) in &shapes {
+                        let name = format!(
+                            "attention {dtype} d{head_dim} {} {} {batch}x{seq_len}{}",
+                            rows.map_or("planned".to_owned(), |rows| format!("rows{rows}")),
+                            if causal { "causal" } else { "full" },
+                            if lengths.is_some() { " padded" } else { "" }
+                        );
+                        let (device, batch, seq_len, lengths) = (device.clone(), *batch, *seq_len, lengths.clone());
+                        cases.push(Case::new(name.clone(), move || {
+                            let mut shape = BatchShape::new(batch, seq_len)?;
+                            if let Some(lengths) = lengths.clone() {
+                                shape = shape.with_lengths(lengths)?;
+                            }
+                            attention(&device, &name, dtype, head_dim, rows, causal, &shape)
+                        }));
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn attention(
+    device: &Device,
+    name: &str,
+    dtype: Dtype,
+    head_dim: usize,
+    rows: Option<usize>,
+    causal: bool,
+    shape: &BatchShape,
+) -> Result<Comparison> {
+    let config = LayerConfig { causal, ..LayerConfig::new(3 * head_dim, 3, 8)? };
+    let mut qkv = random(dtype, shape.rows(), config.qkv_size(), 5);
+    poison_padding(&mut qkv, shape, config.qkv_size());
+    let qkv_device = Tensor::from_host(device, dtype, shape.rows(), config.qkv_size(), &qkv)?;
+    let mut out = Tensor::poisoned(device, dtype, shape.rows(), config.query_size())?;
+    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+    kernel::attention(&stream, &batch, 3, head_dim, causal, &qkv_device, &mut out, rows)?;
+    let got = out.to_host()?;
+    let qkv = widen(&qkv);
+    let exact = oracle::attention(&qkv, &config, shape, Rounding::Exact);
+    let naive = oracle::attention(&qkv, &config, shape, Rounding::To(dtype));
+    compare(name, &got, &exact, &naive, dtype.epsilon(), config.query_size())
+}
+
+fn join_cases(device: &Device) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        for hidden in [8, 64, 256, 264, 512, 1000, 1024, 1032, 4096, 4104, 16384] {
+            // More rows than the few-rows kernels are for, where the width makes a difference.
+            for rows in if hidden <= 1024 { vec![5, 1201] } else { vec![5] } {
+                for addends in 1..=3 {
+                    for padded in [false, true] {
+                        let padding = if padded { " padded" } else { "" };
+                        let name = format!("join {dtype} {addends} addends {rows}x{hidden}{padding}");
+                        let device = device.clone();
+                        cases.push(Case::new(name.clone(), move || {
+                            let mut shape = BatchShape::new(1, rows)?;
+                            if padded {
+                                shape = shape.with_lengths(vec![rows - 2])?;
+                            }
+                            join(&device, &name, dtype, hidden, addends, &shape)
+                        }));
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn join(
+    device: &Device,
+    name: &str,
+    dtype: Dtype,
+    hidden: usize,
+    addends: usize,
+    shape: &BatchShape,
+) -> Result<Comparison> {
+    const EPS: f32 = 1e-5;
+    let rows = shape.rows();
+    let host: Vec<Vec<f32>> = (0..addends as u64)
+        .map(|i| {
+            // A common offset makes a variance that cancels visible.
+            let mut x: Vec<f32> = random(dtype, rows, hidden, i).iter().map(|x| dtype.round(x + 4.0)).collect();
+            poison_padding(&mut x, shape, hidden);
+            x
+        })
+        .collect();
+    let norm = |seed| NormWeights { gamma: random(dtype, 1, hidden, seed), beta: random(dtype, 1, hidden, seed + 1) };
+    let norms = [norm(10), norm(20)];
+
+    let upload = |rows, values: &[f32]| Tensor::from_host(device, dtype, rows, hidden, values);
+    let addends_device = host.iter().map(|x| upload(rows, x)).collect::<Result<Vec<_>>>()?;
+    let vectors = norms.iter().map(|n| Ok((upload(1, &n.gamma)?, upload(1, &n.beta)?))).collect::<Result<Vec<_>>>()?;
+    let poisoned = || Tensor::poisoned(device, dtype, rows, hidden);
+    let (mut sum, mut out_1, mut out_2) = (poisoned()?, poisoned()?, poisoned()?);
+    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+    kernel::join(
+        &stream,
+        &batch,
+        &addends_device.iter().collect::<Vec<_>>(),
+        Some(&mut sum),
+        &mut [
+            Norm { out: &mut out_1, gamma: &vectors[0].0, beta: &vectors[0].1 },
+            Norm { out: &mut out_2, gamma: &vectors[1].0, beta: &vectors[1].1 },
+        ],
+        EPS,
+    )?;
+
+    let host: Vec<Vec<f64>> = host.iter().map(|x| widen(x)).collect();
+    let reference = |rounding| {
+        let addends: Vec<&[f64]> = host.iter().map(Vec::as_slice).collect();
+        let (sum, mut all) = oracle::join(&addends, &[&norms[0], &norms[1]], hidden, EPS, rounding);
+        all.push(sum);
+        for tensor in &mut all {
+            tensor[shape.length(0) * hidden..].fill(0.0);
+        }
+        all
+    };
+    let (exact, naive) = (reference(Rounding::Exact), reference(Rounding::To(dtype)));
+    let outputs = [out_1, out_2, sum];
+    let mut results = Vec::new();
+    for (got, (exact, naive)) in outputs.iter().zip(exact.iter().zip(&naive)) {
+        results.push(compare(name, &got.to_host()?, exact, naive, dtype.epsilon(), hidden)?);
+    }
+    Ok(results.into_iter().reduce(worse).expect("three outputs"))
+}
+
+fn layer_cases(device: &Device) -> Vec<Case> {
+    let shapes: [(usize, usize, Option<Vec<usize>>); 3] =
+        [(1, 1, None), (2, 130, None), (3, 67, Some(vec![66, 0, 31]))];
+    let dims = [(128, 4), (128, 2), (240, 3), (288, 3), (256, 2)]; // hidden, heads: head_dim 32, 64, 80, 96, 128
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        for (i, design) in Design::ALL.into_iter().enumerate() {
+            for (j, (batch, seq_len, lengths)) in shapes.iter().enumerate() {
+                for (d, (hidden, heads)) in dims.into_iter().enumerate() {
+                    let (causal, hidden_act) = ((i + j + d) % 2 == 1, HiddenAct::ALL[(i + j + d) % 3]);
+                    for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+                        for graph in [false, true] {
+                            let name = format!(
+                                "layer {dtype} {design} {schedule} {} {hidden_act}{} d{} {batch}x{seq_len}{}",
+                                if graph { "graph" } else { "eager" },
+                                if causal { " causal" } else { "" },
+                                hidden / heads,
+                                if lengths.is_some() { " padded" } else { "" }
+                            );
+                            let (device, batch, seq_len, lengths) = (device.clone(), *batch, *seq_len, lengths.clone());
+                            cases.push(Case::new(name.clone(), move || {
+                                let base = LayerConfig::new(hidden, heads, 328)?;
+                                let layer = LayerConfig { design, causal, hidden_act, ..base };
+                                let mut shape = BatchShape::new(batch, seq_len)?;
+                                if let Some(lengths) = lengths.clone() {
+                                    shape = shape.with_lengths(lengths)?;
+                                }
+                                let config = EncoderConfig { layer, num_hidden_layers: 3 };
+                                let layers: Vec<_> =
+                                    random_layers(&config, 7).map(|layer| layer.rounded(dtype)).collect();
+                                let weights = Arc::new(EncoderWeights::upload(&device, &config, dtype, &layers)?);
+                                stack(&name, &weights, &layers, &config, schedule, graph, &shape)
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+/// The stack of `config` on the device against the oracle, on random activations. `layers` are the weights as the device
+/// holds them: rounded.
+///
+/// # Errors
+/// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
+pub fn stack(
+    name: &str,
+    weights: &Arc<EncoderWeights>,
+    layers: &[LayerWeights],
+    config: &EncoderConfig,
+    schedule: Schedule,
+    graph: bool,
+    shape: &BatchShape,
+) -> Result<Comparison> {
+    let encoder = Encoder::new(config, weights.clone())?;
+    let (device, dtype, h) = (encoder.device(), encoder.dtype(), config.layer.hidden_size);
+    let mut x = random(dtype, shape.rows(), h, 8);
+    poison_padding(&mut x, shape, h);
+    let x_device = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
+    let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
+    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+    let mut workspace = encoder.workspace(&batch)?;
+    workspace.poison()?;
+    if graph {
+        let graph = encoder.capture(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
+        graph.launch(&stream)?;
+    } else {
+        encoder.forward(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
+    }
+    let got = y.to_host()?;
+    let x = widen(&x);
+    let exact = oracle::encoder(config, layers, &x, shape, Rounding::Exact)?;
+    let naive = oracle::encoder(config, layers, &x, shape, Rounding::To(dtype))?;
+    compare(name, &got, &exact, &naive, dtype.epsilon(), h)
+}
