@@ -1,1 +1,3 @@
-//! (to come)
+//! Transformer layers on the CPU: [`oracle`], what every other implementation is checked against.
+
+pub mod oracle;
