@@ -10,6 +10,7 @@
 
 use rayon::prelude::*;
 
+use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -221,9 +222,7 @@ pub fn layer(
         }
         Design::PafPreNormTwo => sum(&[x, &attn(&norm(ln_1, &[x])?)?, &ffn(&norm(ln_2, &[x])?)?])?,
     };
-    for (i, sequence) in y.chunks_exact_mut(shape.seq_len() * hidden_size).enumerate() {
-        sequence[shape.length(i) * hidden_size..].fill(0.0);
-    }
+    zero_padding(&mut y, shape, hidden_size);
     Ok(y)
 }
 
@@ -265,18 +264,6 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     }
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f64>() + rest
-}
-
-fn check_len(operation: &'static str, what: &'static str, got: usize, [rows, cols]: [usize; 2]) -> Result<()> {
-    if rows.checked_mul(cols) != Some(got) || got == 0 {
-        return Err(Error::mismatch(
-            operation,
-            what,
-            format!("{got} elements"),
-            format!("[{rows}, {cols}], not empty"),
-        ));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
