@@ -1,103 +1,70 @@
-//! The f32 engine: products by the `gemm` crate, everything else in plain loops over rows, all spread over rayon's threads.
+//! The f32 engine: matrix products by the `gemm` crate, threads by rayon.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::attention::attention;
+use super::product::linear;
+use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::weights::{LayerWeights, NormWeights};
 
-/// A stack of layers on the CPU.
+/// A stack of layers, ready to run on the CPU. Cheap to clone: the weights are shared.
 #[derive(Debug, Clone)]
 pub struct Encoder {
     config: EncoderConfig,
     layers: Arc<Vec<LayerWeights>>,
 }
 
-/// Scratch memory of forward calls, for one batch shape at most as large as the one that it was made for.
-#[derive(Debug)]
-pub struct Workspace {
-    qkv: Vec<f32>,
-    context: Vec<f32>,
-    attention_out: Vec<f32>,
-    inner: Vec<f32>,
-    ffn_out: Vec<f32>,
-    normed_1: Vec<f32>,
-    normed_2: Vec<f32>,
-}
-
-/// Query rows that one task scores at a time: enough for the products to be efficient, few enough for cache.
-const QUERY_ROWS: usize = 64;
-
 impl Encoder {
-    /// The first `config.num_hidden_layers` of `layers`, in the design of `config`. The weights are shared, not copied.
+    /// An encoder of these layers.
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`]; [`Error::Unsupported`] for a layer that cannot be run yet; [`Error::Mismatch`] if a
-    /// weight's size is wrong or there are fewer layers.
+    /// What [`EncoderConfig::validate`], [`LayerConfig::check_runnable`] and [`LayerWeights::check`] find;
+    /// [`Error::Mismatch`] if there are not `num_hidden_layers` layers.
     pub fn new(config: EncoderConfig, layers: Arc<Vec<LayerWeights>>) -> Result<Self> {
         config.validate()?;
         config.layer.check_runnable()?;
-        if layers.len() < config.num_hidden_layers {
-            let expected = format!("at least {}", config.num_hidden_layers);
-            return Err(Error::mismatch("Encoder::new", "number of layers", layers.len(), expected));
+        if layers.len() != config.num_hidden_layers {
+            return Err(Error::mismatch("encoder", "number of layers", layers.len(), config.num_hidden_layers));
         }
-        layers.iter().take(config.num_hidden_layers).try_for_each(|layer| layer.check(&config.layer))?;
+        layers.iter().try_for_each(|weights| weights.check(&config.layer))?;
         Ok(Self { config, layers })
     }
 
-    /// The same weights in another design.
+    /// The same weights, not copied, in another design.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// What [`new`](Self::new) finds.
     pub fn with_design(&self, design: Design) -> Result<Self> {
-        Self::new(self.config.with_design(design), self.layers.clone())
+        Self::new(self.config.with_design(design), Arc::clone(&self.layers))
     }
 
-    /// What the stack is.
+    /// Dimensions and design.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
     }
 
-    /// Scratch memory for batches of this shape.
+    /// A workspace for [`forward`](Self::forward) with batches of up to as many rows as `shape` has; any design of the
+    /// same dimensions can use it.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if the memory cannot be addressed or had.
+    /// [`Error::Unsupported`] if there is not that much memory.
     pub fn workspace(&self, shape: &BatchShape) -> Result<Workspace> {
-        let config = &self.config.layer;
-        let buffer = |width: usize| {
-            let mut buffer = Vec::new();
-            let elements = shape.rows().checked_mul(width);
-            match elements.map(|elements| (elements, buffer.try_reserve_exact(elements))) {
-                Some((elements, Ok(()))) => {
-                    buffer.resize(elements, 0.0f32);
-                    Ok(buffer)
-                }
-                _ => Err(Error::Unsupported {
-                    what: format!("a workspace of {} × {width} f32 values", shape.rows()),
-                    remedy: "there is not enough host memory; use a smaller batch".into(),
-                }),
-            }
-        };
-        let h = config.hidden_size;
-        Ok(Workspace {
-            qkv: buffer(config.qkv_size())?,
-            context: buffer(config.query_size())?,
-            attention_out: buffer(h)?,
-            inner: buffer(config.intermediate_size)?,
-            ffn_out: buffer(h)?,
-            normed_1: buffer(h)?,
-            normed_2: buffer(h)?,
-        })
+        Workspace::new(widths(&self.config.layer), shape.rows())
     }
 
-    /// `y = layers(x)`, both `[batch · seq_len, hidden_size]`; rows of padding become zeros, whatever `x` holds there.
-    /// `Schedule::TwoStream` runs the two branches of each layer side by side.
+    /// Runs the stack: `x` and `y` are `[rows, hidden_size]`, `rows = batch · seq_len`. Rows of padding are zeros in
+    /// `y`, whatever they hold in `x`. Both schedules give bitwise the same result, on any number of threads.
+    ///
+    /// Works on the rayon pool that it is called in. Activations stay in `workspace`; `gemm` keeps memory of its own for
+    /// the blocks that it packs.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a schedule that the design cannot have; [`Error::Mismatch`] for a wrong number of values
-    /// or a workspace that is too small.
+    /// What [`Schedule::check`] finds; [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for other
+    /// dimensions or fewer rows.
     pub fn forward(
         &self,
         schedule: Schedule,
@@ -107,265 +74,292 @@ impl Encoder {
         workspace: &mut Workspace,
     ) -> Result<()> {
         let config = &self.config.layer;
+        let (rows, hidden_size) = (shape.rows(), config.hidden_size);
         schedule.check(config.design)?;
-        let values = shape.rows() * config.hidden_size;
-        for (what, len) in [("number of values of x", x.len()), ("number of values of y", y.len())] {
-            if len != values {
-                return Err(Error::mismatch("Encoder::forward", what, len, values));
-            }
-        }
-        let needed = [
-            (workspace.qkv.len(), shape.rows() * config.qkv_size()),
-            (workspace.context.len(), shape.rows() * config.query_size()),
-            (workspace.inner.len(), shape.rows() * config.intermediate_size),
-            (workspace.ffn_out.len(), values),
-        ];
-        if let Some((len, needed)) = needed.into_iter().find(|(len, needed)| len < needed) {
-            let expected = format!("at least {needed} values");
-            return Err(Error::mismatch("Encoder::forward", "workspace", format!("{len} values"), expected));
-        }
+        check_len("forward", "x", x.len(), [rows, hidden_size])?;
+        check_len("forward", "y", y.len(), [rows, hidden_size])?;
+        let mut buffers = workspace.buffers(widths(config), rows)?;
         y.copy_from_slice(x);
-        for weights in &self.layers[..self.config.num_hidden_layers] {
-            Run { config, weights, shape, schedule }.layer(y, workspace);
+        // Padding may hold NaN, and every product runs over all rows: as zeros, the padded rows stay finite throughout.
+        zero_padding(y, shape, hidden_size);
+        for weights in self.layers.iter() {
+            Layer { config, weights, shape }.run(schedule, y, &mut buffers);
         }
+        zero_padding(y, shape, hidden_size);
         Ok(())
     }
 }
 
-/// One layer of one call.
-struct Run<'a> {
+/// Memory for the activations inside a layer, made by [`Encoder::workspace`], used by [`Encoder::forward`].
+#[derive(Debug)]
+pub struct Workspace {
+    widths: [usize; 7],
+    rows: usize,
+    buffers: [Vec<f32>; 7],
+}
+
+/// Elements a row of each buffer has, in the order of the fields of [`Buffers`].
+fn widths(config: &LayerConfig) -> [usize; 7] {
+    let hidden_size = config.hidden_size;
+    let (qkv_size, query_size) = (config.qkv_size(), config.query_size());
+    [hidden_size, hidden_size, qkv_size, query_size, hidden_size, config.intermediate_size, hidden_size]
+}
+
+impl Workspace {
+    fn new(widths: [usize; 7], rows: usize) -> Result<Self> {
+        let mut buffers = [const { Vec::new() }; 7];
+        for (buffer, width) in buffers.iter_mut().zip(widths) {
+            let reserved = rows.checked_mul(width).filter(|&len| buffer.try_reserve_exact(len).is_ok());
+            let len = reserved.ok_or_else(|| Error::Unsupported {
+                what: format!("a workspace buffer of [{rows}, {width}] f32 on this machine"),
+                remedy: "host memory is exhausted; use fewer tokens".into(),
+            })?;
+            buffer.resize(len, 0.0);
+        }
+        Ok(Self { widths, rows, buffers })
+    }
+
+    fn buffers(&mut self, widths: [usize; 7], rows: usize) -> Result<Buffers<'_>> {
+        if self.widths != widths {
+            let [got, expected] = [self.widths, widths].map(|widths| format!("for widths {widths:?}"));
+            return Err(Error::mismatch("forward", "workspace", got, expected));
+        }
+        if self.rows < rows {
+            let [got, expected] = [self.rows, rows].map(|rows| format!("for {rows} rows"));
+            return Err(Error::mismatch("forward", "workspace", got, format!("at least one {expected}")));
+        }
+        let [norm_1, norm_2, qkv, context, attn, inner, ffn] = self.buffers.each_mut().map(|buffer| {
+            let width = buffer.len() / self.rows;
+            &mut buffer[..rows * width]
+        });
+        let attention = AttentionBuffers { qkv, context, output: attn };
+        Ok(Buffers { norm_1, norm_2, attention, ffn: FfnBuffers { inner, output: ffn } })
+    }
+}
+
+/// A workspace cut to the rows of one call. The two branches of a parallel design write disjoint memory.
+struct Buffers<'a> {
+    norm_1: &'a mut [f32],
+    norm_2: &'a mut [f32],
+    attention: AttentionBuffers<'a>,
+    ffn: FfnBuffers<'a>,
+}
+
+struct AttentionBuffers<'a> {
+    qkv: &'a mut [f32],
+    context: &'a mut [f32],
+    output: &'a mut [f32],
+}
+
+struct FfnBuffers<'a> {
+    inner: &'a mut [f32],
+    output: &'a mut [f32],
+}
+
+/// One layer of one forward call.
+struct Layer<'a> {
     config: &'a LayerConfig,
     weights: &'a LayerWeights,
     shape: &'a BatchShape,
-    schedule: Schedule,
 }
 
-impl Run<'_> {
-    /// `x` becomes the layer's output.
-    fn layer(&self, x: &mut [f32], workspace: &mut Workspace) {
-        let Workspace { qkv, context, attention_out, inner, ffn_out, normed_1, normed_2 } = workspace;
-        let (ln_1, ln_2) = (&self.weights.ln_1, &self.weights.ln_2);
-        let rows = x.len();
-        let [attention_out, ffn_out, normed_1, normed_2] =
-            [attention_out, ffn_out, normed_1, normed_2].map(|buffer| &mut buffer[..rows]);
-        let mut attention = |input: &[f32], out: &mut [f32]| self.attention_block(input, qkv, context, out);
-        let mut ffn = |input: &[f32], out: &mut [f32]| self.ffn_block(input, inner, out);
+impl Layer<'_> {
+    /// `x`, `[rows, hidden_size]`, becomes the layer's output: read it beside the formulas of [`Design`].
+    fn run(&self, schedule: Schedule, x: &mut [f32], buffers: &mut Buffers<'_>) {
+        let Buffers { norm_1, norm_2, attention, ffn } = buffers;
+        let LayerWeights { ln_1, ln_2, .. } = self.weights;
         match self.config.design {
-            // a = LN1(x + Attn(x)); y = LN2(a + FFN(a))
             Design::SafPostNorm => {
-                attention(x, attention_out);
-                self.join(&[x, attention_out], Some(ln_1), normed_1);
-                ffn(normed_1, ffn_out);
-                self.join(&[normed_1, ffn_out], Some(ln_2), x);
+                self.attention(x, attention);
+                self.join(x, &[attention.output], Some(ln_1));
+                self.ffn(x, ffn);
+                self.join(x, &[ffn.output], Some(ln_2));
             }
-            // y = LN2(x + Attn(x) + FFN(x))
             Design::PafPostNorm => {
-                self.side_by_side(|| attention(x, attention_out), || ffn(x, ffn_out));
-                self.join(&[x, attention_out, ffn_out], Some(ln_2), normed_1);
-                x.copy_from_slice(normed_1);
+                both(schedule, || self.attention(x, attention), || self.ffn(x, ffn));
+                self.join(x, &[attention.output, ffn.output], Some(ln_2));
             }
-            // a = x + Attn(LN1(x)); y = a + FFN(LN2(a))
             Design::SafPreNorm => {
-                self.join(&[x], Some(ln_1), normed_1);
-                attention(normed_1, attention_out);
-                self.join(&[x, attention_out], None, normed_1);
-                self.join(&[normed_1], Some(ln_2), normed_2);
-                ffn(normed_2, ffn_out);
-                self.join(&[normed_1, ffn_out], None, x);
+                self.norm(x, ln_1, norm_1);
+                self.attention(norm_1, attention);
+                self.join(x, &[attention.output], None);
+                self.norm(x, ln_2, norm_2);
+                self.ffn(norm_2, ffn);
+                self.join(x, &[ffn.output], None);
             }
-            // n = LN1(x); y = x + Attn(n) + FFN(n)
             Design::PafPreNorm => {
-                self.join(&[x], Some(ln_1), normed_1);
-                self.side_by_side(|| attention(normed_1, attention_out), || ffn(normed_1, ffn_out));
-                self.join(&[x, attention_out, ffn_out], None, normed_2);
-                x.copy_from_slice(normed_2);
+                self.norm(x, ln_1, norm_1);
+                both(schedule, || self.attention(norm_1, attention), || self.ffn(norm_1, ffn));
+                self.join(x, &[attention.output, ffn.output], None);
             }
-            // y = x + Attn(LN1(x)) + FFN(LN2(x))
             Design::PafPreNormTwo => {
-                self.join(&[x], Some(ln_1), normed_1);
-                self.join(&[x], Some(ln_2), normed_2);
-                self.side_by_side(|| attention(normed_1, attention_out), || ffn(normed_2, ffn_out));
-                self.join(&[x, attention_out, ffn_out], None, normed_1);
-                x.copy_from_slice(normed_1);
-            }
-        }
-        self.zero_padding(x);
-    }
-
-    /// The fork and the join of a parallel layer.
-    fn side_by_side(&self, attention: impl FnOnce() + Send, ffn: impl FnOnce() + Send) {
-        match self.schedule {
-            Schedule::Serial => {
-                attention();
-                ffn();
-            }
-            Schedule::TwoStream => {
-                rayon::join(attention, ffn);
+                let attention_branch = || {
+                    self.norm(x, ln_1, norm_1);
+                    self.attention(norm_1, attention);
+                };
+                let ffn_branch = || {
+                    self.norm(x, ln_2, norm_2);
+                    self.ffn(norm_2, ffn);
+                };
+                both(schedule, attention_branch, ffn_branch);
+                self.join(x, &[attention.output, ffn.output], None);
             }
         }
     }
 
-    fn attention_block(&self, input: &[f32], qkv: &mut [f32], context: &mut [f32], out: &mut [f32]) {
-        let rows = self.shape.rows();
-        let (qkv, context) =
-            (&mut qkv[..rows * self.config.qkv_size()], &mut context[..rows * self.config.query_size()]);
-        linear(input, &self.weights.w_qkv, &self.weights.b_qkv, qkv);
-        self.attention(qkv, context);
-        linear(context, &self.weights.w_o, &self.weights.b_o, out);
+    /// `output = Attn(x)`.
+    fn attention(&self, x: &[f32], AttentionBuffers { qkv, context, output }: &mut AttentionBuffers<'_>) {
+        let (rows, weights) = (self.shape.rows(), self.weights);
+        linear(qkv, x, rows, &weights.w_qkv, &weights.b_qkv);
+        attention(context, qkv, self.config, self.shape);
+        linear(output, context, rows, &weights.w_o, &weights.b_o);
     }
 
-    fn ffn_block(&self, input: &[f32], inner: &mut [f32], out: &mut [f32]) {
-        let inner = &mut inner[..self.shape.rows() * self.config.intermediate_size];
-        linear(input, &self.weights.w_1, &self.weights.b_1, inner);
-        inner.par_chunks_mut(4096).for_each(|chunk| activate(self.config.hidden_act, chunk));
-        linear(inner, &self.weights.w_2, &self.weights.b_2, out);
+    /// `output = FFN(x)`.
+    fn ffn(&self, x: &[f32], FfnBuffers { inner, output }: &mut FfnBuffers<'_>) {
+        let (rows, weights) = (self.shape.rows(), self.weights);
+        linear(inner, x, rows, &weights.w_1, &weights.b_1);
+        inner.par_chunks_mut(self.config.intermediate_size).for_each(|row| activate(self.config.hidden_act, row));
+        linear(output, inner, rows, &weights.w_2, &weights.b_2);
     }
 
-    /// `softmax(Q·Kᵀ/√d)·V`, a task for each block of query rows of each sequence.
-    fn attention(&self, qkv: &[f32], context: &mut [f32]) {
-        let (seq_len, width) = (self.shape.seq_len(), self.config.query_size());
-        context.par_chunks_mut(seq_len * width).enumerate().for_each(|(sequence, context)| {
-            let length = self.shape.length(sequence);
-            let qkv = &qkv[sequence * seq_len * self.config.qkv_size()..];
-            context[length * width..].fill(0.0);
-            let blocks = context[..length * width].par_chunks_mut(QUERY_ROWS * width).enumerate();
-            blocks.for_each(|(block, out)| self.attend(qkv, block * QUERY_ROWS, length, out));
-        });
-    }
-
-    /// All heads of the query rows from `first` on that `out` has room for.
-    fn attend(&self, qkv: &[f32], first: usize, length: usize, out: &mut [f32]) {
-        let config = self.config;
-        let (d, width, ld) = (config.head_dim, config.query_size(), config.qkv_size());
-        let rows = out.len() / width;
-        let keys = if config.causal { first + rows } else { length };
-        let scale = 1.0 / (d as f32).sqrt();
-        let mut scores = vec![0.0f32; rows * keys];
-        for head in 0..config.num_attention_heads {
-            let q = Operand { data: &qkv[first * ld + head * d..], row_stride: ld, column_stride: 1 };
-            let k_transposed = Operand { data: &qkv[width + head * d..], row_stride: 1, column_stride: ld };
-            let v = Operand { data: &qkv[2 * width + head * d..], row_stride: ld, column_stride: 1 };
-            multiply((rows, keys, d), q, k_transposed, &mut scores, keys, gemm::Parallelism::None);
-            for (row, scores) in scores.chunks_mut(keys).enumerate() {
-                let seen = if config.causal { first + row + 1 } else { keys };
-                let max = scores[..seen].iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let mut sum = 0.0;
-                for score in &mut scores[..seen] {
-                    *score = ((*score - max) * scale).exp();
-                    sum += *score;
-                }
-                scores[..seen].iter_mut().for_each(|score| *score /= sum);
-                scores[seen..].fill(0.0);
-            }
-            let p = Operand { data: &scores, row_stride: keys, column_stride: 1 };
-            multiply((rows, d, keys), p, v, &mut out[head * d..], width, gemm::Parallelism::None);
-        }
-    }
-
-    /// `out = [LN](Σ addends)`.
-    fn join(&self, addends: &[&[f32]], norm: Option<&NormWeights>, out: &mut [f32]) {
-        let h = self.config.hidden_size;
-        out.par_chunks_mut(h).enumerate().for_each(|(row, out)| {
-            out.copy_from_slice(&addends[0][row * h..(row + 1) * h]);
-            for addend in &addends[1..] {
-                out.iter_mut().zip(&addend[row * h..]).for_each(|(out, addend)| *out += addend);
+    /// `x += Σ addends`, then the norm, if there is one.
+    fn join(&self, x: &mut [f32], addends: &[&mut [f32]], norm: Option<&NormWeights>) {
+        let hidden_size = self.config.hidden_size;
+        x.par_chunks_exact_mut(hidden_size).enumerate().for_each(|(i, row)| {
+            for addend in addends {
+                row.iter_mut().zip(&addend[i * hidden_size..]).for_each(|(x, addend)| *x += addend);
             }
             if let Some(norm) = norm {
-                layer_norm(out, norm, self.config.layer_norm_eps);
+                normalize(row, norm, self.config.layer_norm_eps);
             }
         });
     }
 
-    fn zero_padding(&self, y: &mut [f32]) {
-        let (h, seq_len) = (self.config.hidden_size, self.shape.seq_len());
-        for (sequence, y) in y.chunks_mut(seq_len * h).enumerate() {
-            y[self.shape.length(sequence) * h..].fill(0.0);
+    /// `output = LN(x)`.
+    fn norm(&self, x: &[f32], norm: &NormWeights, output: &mut [f32]) {
+        let hidden_size = self.config.hidden_size;
+        output.par_chunks_exact_mut(hidden_size).zip(x.par_chunks_exact(hidden_size)).for_each(|(output, x)| {
+            output.copy_from_slice(x);
+            normalize(output, norm, self.config.layer_norm_eps);
+        });
+    }
+}
+
+/// Runs a parallel design's two branches in the order that the schedule asks for.
+///
+/// Either way each product is offered to all threads of the pool: the branches then share them by work stealing, and
+/// neither is left with half of the machine when the other is done.
+fn both(schedule: Schedule, attention: impl FnOnce() + Send, ffn: impl FnOnce() + Send) {
+    match schedule {
+        Schedule::Serial => {
+            attention();
+            ffn();
+        }
+        Schedule::TwoStream => {
+            rayon::join(attention, ffn);
         }
     }
-}
-
-/// A matrix inside a slice; element (i, j) is `data[i · row_stride + j · column_stride]`.
-#[derive(Clone, Copy)]
-struct Operand<'a> {
-    data: &'a [f32],
-    row_stride: usize,
-    column_stride: usize,
-}
-
-impl Operand<'_> {
-    fn holds(&self, rows: usize, cols: usize) -> bool {
-        (rows - 1) * self.row_stride + (cols - 1) * self.column_stride < self.data.len()
-    }
-}
-
-/// `out[m, n] = a[m, k] · b[k, n]`, rows of `out` `out_stride` apart; m, n and k at least 1.
-fn multiply(
-    (m, n, k): (usize, usize, usize),
-    a: Operand<'_>,
-    b: Operand<'_>,
-    out: &mut [f32],
-    out_stride: usize,
-    parallelism: gemm::Parallelism,
-) {
-    assert!(a.holds(m, k) && b.holds(k, n) && (m - 1) * out_stride + n <= out.len(), "operands hold the product");
-    // SAFETY: every index that the shapes and strides reach lies inside the slices, as just checked; `out` is borrowed
-    // mutably, so it overlaps neither operand.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.as_mut_ptr(),
-            1,
-            out_stride as isize,
-            false,
-            a.data.as_ptr(),
-            a.column_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.column_stride as isize,
-            b.row_stride as isize,
-            0.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
-}
-
-/// `y[rows, n] = x[rows, k] · weight[n, k]ᵀ + bias[n]`.
-fn linear(x: &[f32], weight: &[f32], bias: &[f32], y: &mut [f32]) {
-    let n = bias.len();
-    let (k, rows) = (weight.len() / n, y.len() / n);
-    let x = Operand { data: x, row_stride: k, column_stride: 1 };
-    let transposed = Operand { data: weight, row_stride: 1, column_stride: k };
-    multiply((rows, n, k), x, transposed, y, n, gemm::Parallelism::Rayon(0));
-    y.par_chunks_mut(n).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
 }
 
 fn activate(act: HiddenAct, values: &mut [f32]) {
-    for x in values {
-        *x = match act {
-            HiddenAct::Gelu => 0.5 * *x * (1.0 + libm::erff(*x * std::f32::consts::FRAC_1_SQRT_2)),
-            HiddenAct::GeluNew => {
-                let u = (2.0 / std::f32::consts::PI).sqrt() * (*x + 0.044715 * *x * *x * *x);
-                0.5 * *x * (1.0 + u.tanh())
-            }
-            HiddenAct::Relu if *x < 0.0 => 0.0,
-            HiddenAct::Relu => *x,
-        };
+    use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
+    match act {
+        HiddenAct::Gelu => values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + libm::erff(*x * FRAC_1_SQRT_2))),
+        HiddenAct::GeluNew => {
+            let slope = FRAC_2_PI.sqrt();
+            values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + (slope * (*x + 0.044715 * *x * *x * *x)).tanh()));
+        }
+        // Not `f32::max`, which would turn NaN into 0.
+        HiddenAct::Relu => values.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
     }
 }
 
-/// In f64 inside, since a row is short and its sums decide about every element.
-fn layer_norm(row: &mut [f32], norm: &NormWeights, eps: f32) {
-    let n = row.len() as f64;
-    let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
-    let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
-    for ((x, gamma), beta) in row.iter_mut().zip(&norm.gamma).zip(&norm.beta) {
-        *x = ((f64::from(*x) - mean) * inverse) as f32 * gamma + beta;
+/// `γ·(x − mean)/√(variance + eps) + β` over one row. The two sums are f64: a wide row of equal large values would
+/// otherwise lose its variance, and they cost nothing beside the products.
+fn normalize(row: &mut [f32], NormWeights { gamma, beta }: &NormWeights, eps: f32) {
+    let size = row.len() as f64;
+    let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / size;
+    let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / size;
+    let scale = (variance + f64::from(eps)).sqrt().recip();
+    for ((x, gamma), beta) in row.iter_mut().zip(gamma).zip(beta) {
+        *x = ((f64::from(*x) - mean) * scale) as f32 * gamma + beta;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::{random_activations, random_layers};
+
+    fn encoder(layer: LayerConfig, num_hidden_layers: usize) -> Encoder {
+        let config = EncoderConfig { layer, num_hidden_layers };
+        let layers = random_layers(&config, 1).collect();
+        Encoder::new(config, Arc::new(layers)).unwrap()
+    }
+
+    fn run(encoder: &Encoder, schedule: Schedule, shape: &BatchShape, x: &[f32]) -> Vec<f32> {
+        let mut workspace = encoder.workspace(shape).unwrap();
+        workspace.buffers.iter_mut().for_each(|buffer| buffer.fill(f32::NAN));
+        let mut y = vec![f32::NAN; x.len()];
+        encoder.forward(schedule, shape, x, &mut y, &mut workspace).unwrap();
+        y
+    }
+
+    #[test]
+    fn schedules_and_numbers_of_threads_agree_bitwise() {
+        // Large enough for `gemm` to use every thread, and no multiple of its tiles.
+        let layer = LayerConfig::new(264, 3, 520).unwrap();
+        let shape = BatchShape::new(2, 77).unwrap().with_lengths(vec![77, 50]).unwrap();
+        let x = random_activations(shape.rows(), layer.hidden_size, 2);
+        for design in Design::ALL {
+            let encoder = encoder(layer.with_design(design), 2);
+            let expected = run(&encoder, Schedule::Serial, &shape, &x);
+            assert!(expected.iter().all(|y| y.is_finite()) && expected.iter().any(|&y| y != 0.0));
+            for threads in 1..=4 {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+                    let y = pool.install(|| run(&encoder, schedule, &shape, &x));
+                    assert!(y == expected, "{design}, {schedule}, {threads} threads");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_workspace_serves_smaller_batches_and_other_designs_and_refuses_what_does_not_fit() {
+        let encoder = encoder(LayerConfig::new(12, 3, 20).unwrap(), 1);
+        let [small, large] = [3, 5].map(|seq_len| BatchShape::new(2, seq_len).unwrap());
+        let mut workspace = encoder.workspace(&large).unwrap();
+        let x = random_activations(small.rows(), 12, 3);
+        let saf = encoder.with_design(Design::SafPreNorm).unwrap();
+        for encoder in [&encoder, &saf] {
+            let mut y = vec![f32::NAN; x.len()];
+            encoder.forward(Schedule::Serial, &small, &x, &mut y, &mut workspace).unwrap();
+            assert_eq!(y, run(encoder, Schedule::Serial, &small, &x));
+        }
+
+        let x = random_activations(large.rows(), 12, 3);
+        let mut y = vec![0.0; x.len()];
+        let mut fails = |encoder: &Encoder, schedule, x: &[f32], workspace: &mut Workspace| {
+            encoder.forward(schedule, &large, x, &mut y, workspace).unwrap_err().to_string()
+        };
+        let message = fails(&encoder, Schedule::Serial, &x, &mut encoder.workspace(&small).unwrap());
+        assert!(message.contains("for 6 rows") && message.contains("10 rows"), "{message}");
+        assert!(fails(&encoder, Schedule::Serial, &x[1..], &mut workspace).contains("x is 119 elements"));
+        assert!(fails(&saf, Schedule::TwoStream, &x, &mut workspace).contains("two-stream"));
+        let wider = self::encoder(LayerConfig::new(12, 3, 21).unwrap(), 1);
+        assert!(fails(&wider, Schedule::Serial, &x, &mut workspace).contains("widths"));
+    }
+
+    #[test]
+    fn bad_weights_are_refused() {
+        let encoder = encoder(LayerConfig::new(12, 3, 20).unwrap(), 2);
+        let mut layers = encoder.layers.to_vec();
+        layers[1].w_2.pop();
+        assert!(Encoder::new(encoder.config.clone(), Arc::new(layers.clone())).is_err());
+        layers.pop();
+        let error = Encoder::new(encoder.config, Arc::new(layers)).unwrap_err().to_string();
+        assert!(error.contains("number of layers is 1, expected 2"), "{error}");
     }
 }

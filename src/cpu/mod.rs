@@ -1,7 +1,34 @@
-//! Layers on the CPU: [`oracle`], the plain f64 reference that every test compares with, and [`Encoder`], the f32 engine
-//! for machines without a GPU.
+//! Transformer layers on the CPU, twice: [`oracle`], the f64 reference that every other implementation is checked
+//! against, and [`Encoder`], the f32 engine for machines without a GPU.
+//!
+//! The two share no arithmetic, so that an error in one shows as a difference.
 
+mod attention;
 mod engine;
 pub mod oracle;
+mod product;
 
 pub use engine::{Encoder, Workspace};
+
+use crate::config::BatchShape;
+use crate::error::{Error, Result};
+
+/// Checks that a slice of `got` elements is a matrix of this shape with at least one element.
+fn check_len(operation: &'static str, what: &'static str, got: usize, [rows, cols]: [usize; 2]) -> Result<()> {
+    if rows.checked_mul(cols) != Some(got) || got == 0 {
+        return Err(Error::mismatch(
+            operation,
+            what,
+            format!("{got} elements"),
+            format!("[{rows}, {cols}], not empty"),
+        ));
+    }
+    Ok(())
+}
+
+/// Sets the padded rows of `values`, `[rows, width]`, to 0.
+fn zero_padding<T: Copy + Default>(values: &mut [T], shape: &BatchShape, width: usize) {
+    for (i, sequence) in values.chunks_exact_mut(shape.seq_len() * width).enumerate() {
+        sequence[shape.length(i) * width..].fill(T::default());
+    }
+}
