@@ -6,7 +6,7 @@
 mod attention;
 mod engine;
 pub mod oracle;
-mod product;
+pub(crate) mod product;
 
 pub use engine::{Encoder, Workspace};
 

@@ -88,7 +88,7 @@ pub(super) fn multiply(c: ViewMut<'_>, onto: Onto, scale: f32, a: View<'_>, b: V
 }
 
 /// `y = x·Wᵀ + b` on all threads: `x` is `[rows, k]`, `weight` `[n, k]`, `bias` `[n]`, `y` `[rows, n]`.
-pub(super) fn linear(y: &mut [f32], x: &[f32], rows: usize, weight: &[f32], bias: &[f32]) {
+pub(crate) fn linear(y: &mut [f32], x: &[f32], rows: usize, weight: &[f32], bias: &[f32]) {
     let (n, k) = (bias.len(), weight.len() / bias.len());
     y.par_chunks_exact_mut(n).for_each(|y| y.copy_from_slice(bias));
     let (x, weight) = (View::new(x, rows, k, k), View::new(weight, n, k, k).transposed());

@@ -33,6 +33,8 @@ pub struct DeviceInfo {
     pub shared_bytes_per_block: u32,
     /// Highest clock of the multiprocessors, kHz.
     pub sm_clock_khz: u32,
+    /// PCI address, `domain:bus:device.function`: what other tools know the device by.
+    pub pci_bus_id: String,
 }
 
 /// How many CUDA devices the process sees; 0 where the driver finds none.
@@ -239,6 +241,12 @@ fn describe(context: &CudaContext, ordinal: usize, cuda_driver_version: (u32, u3
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         sm_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
+        pci_bus_id: format!(
+            "{:08x}:{:02x}:{:02x}.0",
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?
+        ),
     })
 }
 

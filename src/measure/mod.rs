@@ -1,1 +1,13 @@
-//! (to come)
+//! Measuring the speedup of the parallel design over the serial one, so that a sceptic can check it.
+//!
+//! Everything is verified before it is timed ([`speedup`]); samples of the things compared are interleaved, and ratios are
+//! paired ([`timing`]); intervals assume nothing about the distribution ([`statistics`]); each time stands beside the
+//! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]).
+
+mod backend;
+mod machine;
+pub mod report;
+pub mod roofline;
+pub mod speedup;
+pub mod statistics;
+pub mod timing;

@@ -1,0 +1,298 @@
+//! The two engines as the comparison sees them.
+
+use std::time::Instant;
+
+use super::machine;
+use super::report::{DeviceState, Machine};
+use super::roofline::{self, Ceilings};
+use super::speedup::{Mode, Variant};
+use super::timing::{Candidate, Effort, interleave};
+use crate::config::{BatchShape, EncoderConfig, Schedule};
+use crate::error::{Error, Result};
+use crate::verify::{self, Comparison};
+use crate::weights::{random_activations, random_layers};
+
+/// Layers that the oracle is asked about: two show that the first hands over to the second; all would take minutes.
+pub(super) const ORACLE_LAYERS: usize = 2;
+
+/// An engine with a model's weights.
+pub(super) trait Backend {
+    fn name(&self) -> &'static str;
+    fn element_type(&self) -> &'static str;
+    fn element_bytes(&self) -> usize;
+    fn modes(&self) -> &'static [Mode];
+    fn machine(&self) -> Machine;
+    fn state(&self) -> Option<DeviceState>;
+    fn ceilings(&self) -> Result<Ceilings>;
+    /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
+    fn check_against_oracle(&self, config: &EncoderConfig, shape: &BatchShape) -> Result<Comparison>;
+    /// Checks that variants of one design agree bitwise, then samples all of them, µs.
+    fn measure(
+        &self,
+        variants: &[(Variant, EncoderConfig)],
+        shape: &BatchShape,
+        effort: Effort,
+        on_round: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Vec<f64>>>;
+}
+
+/// Compares each variant's bits with those of the first variant of the same design.
+fn agree<T: PartialEq + Copy>(
+    variants: &[(Variant, EncoderConfig)],
+    outputs: &[Vec<T>],
+    value: impl Fn(T) -> f32,
+    cols: usize,
+) -> Result<()> {
+    for (i, (variant, _)) in variants.iter().enumerate() {
+        if let Some(at) = outputs[i].iter().position(|&bits| !value(bits).is_finite()) {
+            let (row, column) = (at / cols, at % cols);
+            let got = value(outputs[i][at]);
+            return Err(Error::Verification(format!("{variant}: element ({row}, {column}) is {got}")));
+        }
+        let first = variants.iter().position(|(other, _)| other.design == variant.design).unwrap_or(i);
+        if let Some(at) = outputs[i].iter().zip(&outputs[first]).position(|(a, b)| a != b) {
+            return Err(Error::Verification(format!(
+                "{variant}: element ({}, {}) is {}, but {} in {}",
+                at / cols,
+                at % cols,
+                value(outputs[i][at]),
+                value(outputs[first][at]),
+                variants[first].0
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The f32 engine; a sample is wall time.
+pub(super) struct Cpu {
+    encoder: crate::cpu::Encoder,
+    seed: u64,
+}
+
+impl Cpu {
+    pub(super) fn new(config: &EncoderConfig, seed: u64, on_layer: &mut dyn FnMut(usize)) -> Result<Self> {
+        config.layer.check_runnable()?;
+        let layers = random_layers(config, seed).enumerate().map(|(i, layer)| {
+            on_layer(i + 1);
+            layer
+        });
+        Ok(Self { encoder: crate::cpu::Encoder::new(config.clone(), std::sync::Arc::new(layers.collect()))?, seed })
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn element_type(&self) -> &'static str {
+        "f32"
+    }
+
+    fn element_bytes(&self) -> usize {
+        size_of::<f32>()
+    }
+
+    fn modes(&self) -> &'static [Mode] {
+        &[Mode::Eager]
+    }
+
+    fn machine(&self) -> Machine {
+        machine::host()
+    }
+
+    fn state(&self) -> Option<DeviceState> {
+        None
+    }
+
+    fn ceilings(&self) -> Result<Ceilings> {
+        Ok(roofline::of_cpu())
+    }
+
+    fn check_against_oracle(&self, config: &EncoderConfig, shape: &BatchShape) -> Result<Comparison> {
+        let num_hidden_layers = config.num_hidden_layers.min(ORACLE_LAYERS);
+        let config = EncoderConfig { num_hidden_layers, ..config.clone() };
+        verify::cpu::check(config, Schedule::Serial, shape, self.seed)
+    }
+
+    fn measure(
+        &self,
+        variants: &[(Variant, EncoderConfig)],
+        shape: &BatchShape,
+        effort: Effort,
+        on_round: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Vec<f64>>> {
+        let h = self.encoder.config().layer.hidden_size;
+        let x = random_activations(shape.rows(), h, self.seed);
+        let mut outputs = vec![vec![f32::NAN; x.len()]; variants.len()];
+        let mut workspace = self.encoder.workspace(shape)?;
+        let mut encoders = Vec::new();
+        for ((variant, config), y) in variants.iter().zip(&mut outputs) {
+            let encoder = self.encoder.with_design(config.layer.design)?;
+            encoder.forward(variant.schedule, shape, &x, y, &mut workspace)?;
+            encoders.push(encoder);
+        }
+        agree(variants, &outputs, |value| value, h)?;
+
+        let shared = std::cell::RefCell::new((vec![0.0f32; x.len()], workspace));
+        let mut candidates: Vec<Candidate<'_>> = Vec::new();
+        for ((variant, _), encoder) in variants.iter().zip(&encoders) {
+            let (x, shared) = (&x, &shared);
+            candidates.push(Box::new(move || {
+                let (y, workspace) = &mut *shared.borrow_mut();
+                let started = Instant::now();
+                encoder.forward(variant.schedule, shape, x, y, workspace)?;
+                Ok(started.elapsed().as_secs_f64() * 1e6)
+            }));
+        }
+        interleave(&mut candidates, effort, on_round)
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(super) use self::gpu::Gpu;
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::dtype::Dtype;
+    use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Graph, Stream, Tensor};
+    use crate::weights::LayerWeights;
+
+    /// A device; a sample is the device time between two events around a call on one stream.
+    pub(in super::super) struct Gpu {
+        device: Device,
+        weights: Arc<EncoderWeights>,
+        /// As the device holds them, for the oracle.
+        first_layers: Vec<LayerWeights>,
+        monitor: machine::Monitor,
+        seed: u64,
+    }
+
+    impl Gpu {
+        pub(in super::super) fn new(
+            device: &Device,
+            config: &EncoderConfig,
+            dtype: Dtype,
+            seed: u64,
+            on_layer: &mut dyn FnMut(usize),
+        ) -> Result<Self> {
+            let mut first_layers = Vec::new();
+            let layers = random_layers(config, seed).enumerate().map(|(i, layer)| {
+                on_layer(i + 1);
+                if i < ORACLE_LAYERS {
+                    first_layers.push(layer.rounded(dtype));
+                }
+                layer
+            });
+            let weights = Arc::new(EncoderWeights::upload(device, config, dtype, layers)?);
+            let monitor = machine::Monitor::new(device);
+            Ok(Self { device: device.clone(), weights, first_layers, monitor, seed })
+        }
+    }
+
+    impl Backend for Gpu {
+        fn name(&self) -> &'static str {
+            "cuda"
+        }
+
+        fn element_type(&self) -> &'static str {
+            self.weights.dtype().name()
+        }
+
+        fn element_bytes(&self) -> usize {
+            Dtype::BYTES
+        }
+
+        fn modes(&self) -> &'static [Mode] {
+            &[Mode::Eager, Mode::Graph]
+        }
+
+        fn machine(&self) -> Machine {
+            let info = self.device.info();
+            let version = |(major, minor): (u32, u32)| Some(format!("{major}.{minor}"));
+            Machine {
+                device: Some(info.name.clone()),
+                compute_capability: version(info.compute_capability),
+                multiprocessors: Some(info.multiprocessors),
+                driver: self.monitor.driver(),
+                cuda_driver_version: version(info.cuda_driver_version),
+                ..machine::host()
+            }
+        }
+
+        fn state(&self) -> Option<DeviceState> {
+            self.monitor.state()
+        }
+
+        fn ceilings(&self) -> Result<Ceilings> {
+            roofline::of_device(&self.device)
+        }
+
+        fn check_against_oracle(&self, config: &EncoderConfig, shape: &BatchShape) -> Result<Comparison> {
+            let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
+            verify::gpu::stack(&self.weights, &self.first_layers, &config, Schedule::Serial, false, shape)
+        }
+
+        fn measure(
+            &self,
+            variants: &[(Variant, EncoderConfig)],
+            shape: &BatchShape,
+            effort: Effort,
+            on_round: &mut dyn FnMut(usize),
+        ) -> Result<Vec<Vec<f64>>> {
+            let (device, dtype) = (&self.device, self.weights.dtype());
+            let h = variants[0].1.layer.hidden_size;
+            let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+            let x = random_activations(shape.rows(), h, self.seed);
+            let x = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
+            let encoders = variants.iter().map(|(_, config)| Encoder::new(config, self.weights.clone()));
+            let encoders = encoders.collect::<Result<Vec<_>>>()?;
+            // Each its own output and scratch: a graph keeps them, and none finds another's lines in the cache.
+            let mut operands = Vec::new();
+            for encoder in &encoders {
+                let mut workspace = encoder.workspace(&batch)?;
+                workspace.poison()?;
+                operands.push((Tensor::poisoned(device, dtype, shape.rows(), h)?, workspace));
+            }
+
+            let mut outputs = Vec::new();
+            for (((variant, _), encoder), (y, workspace)) in variants.iter().zip(&encoders).zip(&mut operands) {
+                match variant.mode {
+                    Mode::Eager => encoder.forward(&stream, variant.schedule, &batch, &x, y, workspace)?,
+                    Mode::Graph => {
+                        encoder.capture(&stream, variant.schedule, &batch, &x, y, workspace)?.launch(&stream)?;
+                    }
+                }
+                outputs.push(y.to_bits()?);
+            }
+            agree(variants, &outputs, |bits| dtype.from_bits(bits), h)?;
+            drop(outputs);
+
+            let (start, end) = (Event::new_timing(device)?, Event::new_timing(device)?);
+            let mut candidates: Vec<Candidate<'_>> = Vec::new();
+            for (((variant, _), encoder), (y, workspace)) in variants.iter().zip(&encoders).zip(&mut operands) {
+                let (stream, batch, x, start, end) = (&stream, &batch, &x, &start, &end);
+                let schedule = variant.schedule;
+                let mut call: Box<dyn FnMut() -> Result<()> + '_> = match variant.mode {
+                    Mode::Eager => Box::new(move || encoder.forward(stream, schedule, batch, x, y, workspace)),
+                    Mode::Graph => {
+                        let graph: Graph<'_> = encoder.capture(stream, schedule, batch, x, y, workspace)?;
+                        Box::new(move || graph.launch(stream))
+                    }
+                };
+                candidates.push(Box::new(move || {
+                    start.record(stream)?;
+                    call()?;
+                    end.record(stream)?;
+                    end.synchronize()?;
+                    end.elapsed_us_since(start)
+                }));
+            }
+            interleave(&mut candidates, effort, on_round)
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Result files: everything that a run found, as JSON or CSV, and tables for people.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::statistics::Median;
+
+/// Version of the JSON's layout.
+pub const SCHEMA: &str = "paf-cuda/speedup/1";
+
+/// One run of the comparison.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Version of this crate.
+    pub version: String,
+    /// Commit that it was built from, if that is known; `+changes` if there were uncommitted ones.
+    pub git_revision: Option<String>,
+    /// When it began, seconds since 1970.
+    pub unix_time_s: u64,
+    /// What it ran on.
+    pub machine: Machine,
+    /// `cuda` or `cpu`.
+    pub backend: String,
+    /// Preset that the dimensions come from.
+    pub model: Option<String>,
+    /// Element type of weights and activations.
+    pub dtype: String,
+    /// Dimensions.
+    pub config: Config,
+    /// Seed of weights and activations.
+    pub seed: u64,
+    /// How it was measured, in words.
+    pub method: String,
+    /// What the machine can do at most.
+    pub ceilings: Ceilings,
+    /// One batch shape each.
+    pub cases: Vec<Case>,
+}
+
+/// What it ran on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The host's processor.
+    pub cpu: String,
+    /// Threads that the CPU engine uses.
+    pub cpu_threads: usize,
+    /// The GPU, if it was measured.
+    pub device: Option<String>,
+    /// Its compute capability, `major.minor`.
+    pub compute_capability: Option<String>,
+    /// Its streaming multiprocessors.
+    pub multiprocessors: Option<u32>,
+    /// Version of its driver.
+    pub driver: Option<String>,
+    /// Newest CUDA version that the driver supports.
+    pub cuda_driver_version: Option<String>,
+}
+
+/// Dimensions, by their Hugging Face names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are those of LayerConfig")]
+pub struct Config {
+    pub num_hidden_layers: usize,
+    pub hidden_size: usize,
+    pub num_attention_heads: usize,
+    pub head_dim: usize,
+    pub intermediate_size: usize,
+    pub hidden_act: String,
+    pub causal: bool,
+    /// Set if the model has rotary embeddings that were left out.
+    pub rotary_left_out: bool,
+}
+
+/// The two ceilings of the roofline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "see roofline::Ceilings")]
+pub struct Ceilings {
+    pub flops_per_s: Option<f64>,
+    pub bytes_per_s: f64,
+    pub source: String,
+}
+
+/// Clocks and power at one moment; what could not be read is absent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it, with units")]
+pub struct DeviceState {
+    pub sm_clock_mhz: Option<u32>,
+    pub memory_clock_mhz: Option<u32>,
+    pub power_w: Option<f64>,
+    pub power_limit_w: Option<f64>,
+    pub temperature_c: Option<u32>,
+    pub throttle_reasons: Option<String>,
+}
+
+/// All variants on one batch shape.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Case {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of each, padding included.
+    pub seq_len: usize,
+    /// Valid tokens of each, if some are padded.
+    pub lengths: Option<Vec<usize>>,
+    /// Floating-point operations of one call.
+    pub flops: f64,
+    /// Least memory traffic of one call, bytes.
+    pub bytes: f64,
+    /// Time that the ceilings allow, µs; absent where the ceiling of products is not known.
+    pub floor_us: Option<f64>,
+    /// What was checked before timing.
+    pub verified: Vec<Verified>,
+    /// State of the device before the samples.
+    pub state_before: Option<DeviceState>,
+    /// And after.
+    pub state_after: Option<DeviceState>,
+    /// What was compared.
+    pub variants: Vec<Variant>,
+}
+
+/// A comparison with the oracle that held.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "see verify::Comparison")]
+pub struct Verified {
+    pub what: String,
+    pub max_error: f64,
+    pub bound: f64,
+    pub relative_l2: f64,
+    pub relative_l2_bound: f64,
+}
+
+/// One way to run the layers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Design, by its short name.
+    pub design: String,
+    /// Schedule.
+    pub schedule: String,
+    /// `eager` or `graph`.
+    pub mode: String,
+    /// Every sample, µs a forward call, in the order of the rounds.
+    pub samples_us: Vec<f64>,
+    /// Their median, µs.
+    pub median_us: Spread,
+    /// FLOP/s of the products over the median time, in 10¹².
+    pub tflops: f64,
+    /// Floor over median.
+    pub roofline_share: Option<f64>,
+    /// Median of the paired ratios: time of the serial design in the same mode over this one's.
+    pub speedup_over_saf: Spread,
+}
+
+/// A median with its interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "see statistics::Median")]
+pub struct Spread {
+    pub median: f64,
+    pub low: f64,
+    pub high: f64,
+    pub confidence: f64,
+}
+
+impl From<Median> for Spread {
+    fn from(m: Median) -> Self {
+        Self { median: m.value, low: m.low, high: m.high, confidence: m.confidence }
+    }
+}
+
+impl Spread {
+    fn half_width(&self) -> f64 {
+        (self.high - self.median).max(self.median - self.low)
+    }
+}
+
+/// Column names of the table and of the Markdown.
+const COLUMNS: [&str; 8] =
+    ["batch × seq", "design", "schedule", "mode", "median, ms", "TFLOP/s", "roofline", "SAF / this"];
+
+impl Report {
+    /// The cells of the table, a row a variant.
+    fn cells(&self) -> impl Iterator<Item = [String; 8]> + '_ {
+        self.cases.iter().flat_map(|case| {
+            case.variants.iter().map(move |v| {
+                [
+                    format!("{} × {}", case.batch, case.seq_len),
+                    v.design.clone(),
+                    v.schedule.clone(),
+                    v.mode.clone(),
+                    format!("{:.3} ± {:.3}", v.median_us.median / 1e3, v.median_us.half_width() / 1e3),
+                    format!("{:.1}", v.tflops),
+                    v.roofline_share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", share * 100.0)),
+                    format!("{:.3} ± {:.3}", v.speedup_over_saf.median, v.speedup_over_saf.half_width()),
+                ]
+            })
+        })
+    }
+
+    /// The table for a terminal.
+    pub fn table(&self) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(COLUMNS);
+        for cells in self.cells() {
+            table.add_row(cells);
+        }
+        table.to_string()
+    }
+
+    /// The table in Markdown.
+    pub fn markdown(&self) -> String {
+        let line = |cells: &[&str]| format!("| {} |\n", cells.join(" | "));
+        let mut text = line(&COLUMNS) + &line(&["---"; 8]);
+        for cells in self.cells() {
+            text += &line(&cells.each_ref().map(String::as_str));
+        }
+        text
+    }
+
+    /// One line of CSV a variant, medians in µs, with a header.
+    pub fn csv(&self) -> String {
+        let mut text = String::from(
+            "batch,seq_len,design,schedule,mode,samples,median_us,low_us,high_us,tflops,roofline_share,\
+             speedup_over_saf,speedup_low,speedup_high\n",
+        );
+        for case in &self.cases {
+            for v in &case.variants {
+                let (time, ratio) = (v.median_us, v.speedup_over_saf);
+                let share = v.roofline_share.map_or_else(String::new, |share| share.to_string());
+                text += &format!(
+                    "{},{},{},{},{},{},{},{},{},{},{share},{},{},{}\n",
+                    case.batch,
+                    case.seq_len,
+                    v.design,
+                    v.schedule,
+                    v.mode,
+                    v.samples_us.len(),
+                    time.median,
+                    time.low,
+                    time.high,
+                    v.tflops,
+                    ratio.median,
+                    ratio.low,
+                    ratio.high
+                );
+            }
+        }
+        text
+    }
+
+    /// In words: where the parallel design loses or makes no difference, which a table of wins hides.
+    pub fn losses(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for case in &self.cases {
+            for v in case.variants.iter().filter(|v| v.design.starts_with("paf")) {
+                let Spread { median, low, high, .. } = v.speedup_over_saf;
+                let verdict = match (low, high) {
+                    (_, high) if high < 1.0 => "is slower than SAF",
+                    (low, _) if low <= 1.0 => "makes no difference that shows",
+                    _ => continue,
+                };
+                lines.push(format!(
+                    "{} × {}: {} {} ({}) {verdict}: {median:.3} [{low:.3}, {high:.3}]",
+                    case.batch, case.seq_len, v.design, v.schedule, v.mode
+                ));
+            }
+        }
+        lines
+    }
+
+    /// Pretty JSON, with a newline at the end.
+    pub fn json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("the report holds only numbers and strings") + "\n"
+    }
+}
+
+/// A result file that is opened before the measuring and appears whole after it, or not at all.
+#[derive(Debug)]
+pub struct Destination {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Option<std::fs::File>,
+}
+
+impl Destination {
+    /// Makes sure that `path` can be written, without touching what is there.
+    ///
+    /// # Errors
+    /// What creating a file beside it gives.
+    pub fn open(path: &Path) -> std::io::Result<Self> {
+        if path.is_dir() {
+            return Err(std::io::Error::new(std::io::ErrorKind::IsADirectory, "is a directory"));
+        }
+        let mut name = std::ffi::OsString::from(".");
+        name.push(path.file_name().unwrap_or(path.as_os_str()));
+        name.push(format!(".{}.part", std::process::id()));
+        let temporary = path.with_file_name(name);
+        let file = Some(std::fs::File::create(&temporary)?);
+        Ok(Self { path: path.to_owned(), temporary, file })
+    }
+
+    /// Writes `text` and puts the file in its place.
+    ///
+    /// # Errors
+    /// What writing or renaming gives; nothing is left behind then.
+    pub fn finish(mut self, text: &str) -> std::io::Result<()> {
+        let mut file = self.file.take().expect("finish is called once");
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&self.temporary, &self.path)
+    }
+}
+
+impl Drop for Destination {
+    fn drop(&mut self) {
+        // After `finish` it is gone already.
+        let _ = std::fs::remove_file(&self.temporary);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_destination_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("result.json");
+        std::fs::write(&path, "old").unwrap();
+        let entries = || std::fs::read_dir(folder.path()).unwrap().count();
+        drop(Destination::open(&path).unwrap());
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("old", 1));
+        Destination::open(&path).unwrap().finish("new").unwrap();
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("new", 1));
+        assert!(Destination::open(folder.path()).is_err());
+        assert!(Destination::open(&folder.path().join("missing/result.json")).is_err());
+    }
+}
