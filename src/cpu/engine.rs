@@ -59,12 +59,12 @@ impl Encoder {
     /// Runs the stack: `x` and `y` are `[rows, hidden_size]`, `rows = batch · seq_len`. Rows of padding are zeros in
     /// `y`, whatever they hold in `x`. Both schedules give bitwise the same result, on any number of threads.
     ///
-    /// Works on the rayon pool that it is called in. Activations stay in `workspace`; `gemm` keeps memory of its own for
-    /// the blocks that it packs.
+    /// Works on the rayon pool that it is called in. Activations stay in `workspace`; `gemm` keeps memory of its own
+    /// for the blocks that it packs.
     ///
     /// # Errors
-    /// What [`Schedule::check`] finds; [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for other
-    /// dimensions or fewer rows.
+    /// What [`Schedule::check`] finds; [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for
+    /// other dimensions or fewer rows.
     pub fn forward(
         &self,
         schedule: Schedule,
