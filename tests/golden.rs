@@ -13,8 +13,8 @@ use paf_cuda::weights::{LayerWeights, NormWeights};
 use paf_cuda::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
 use safetensors::{Dtype, SafeTensors};
 
-/// Both sides compute in f64 and differ in the order of their sums only, the longest of which has 256 terms: each is off
-/// by a few dozen of f64's ε = 2.2e-16 at most.
+/// Relative to the largest value. Both sides compute in f64 and differ in the order of their sums only, the longest of
+/// which has 256 terms: each is off by a few dozen of f64's ε = 2.2e-16 at most.
 const ORACLE_TOLERANCE: f64 = 1e-13;
 
 struct Golden {

@@ -6,8 +6,8 @@
 Writes one safetensors file a case beside this script; seeds are fixed, so that a second run writes the same files.
 
 A file holds x [batch, seq_len, hidden_size] (float32; NaN where padding), lengths [batch] (int64), the weights
-(float32, layer by layer: `0.w_qkv`, ...), and y (float64; 0 where padding). Its metadata holds the configuration as JSON
-under one key, `config` (of several, safetensors shuffles the order).
+(float32, layer by layer: `0.w_qkv`, ...), and y (float64; 0 where padding). Its metadata holds the configuration as
+JSON under one key, `config` (of several, safetensors shuffles the order).
 Nothing here comes from the crate: a sequence is computed by itself and without its padding, so that there is no mask
 whose meaning the two could share.
 """
