@@ -80,11 +80,11 @@ impl Encoder {
         check_len("forward", "y", y.len(), [rows, hidden_size])?;
         let mut buffers = workspace.buffers(widths(config), rows)?;
         y.copy_from_slice(x);
-        // Padding may hold NaN, and every product runs over all rows: as zeros, the padded rows stay finite throughout.
-        zero_padding(y, shape, hidden_size);
         for weights in self.layers.iter() {
             Layer { config, weights, shape }.run(schedule, y, &mut buffers);
         }
+        // Until here the rows of padding held what padded input gives. No other row reads them: attention passes over
+        // padded keys, and all else works row by row.
         zero_padding(y, shape, hidden_size);
         Ok(())
     }
