@@ -59,12 +59,12 @@ impl Encoder {
     /// Runs the stack: `x` and `y` are `[rows, hidden_size]`, `rows = batch · seq_len`. Rows of padding are zeros in
     /// `y`, whatever they hold in `x`. Both schedules give bitwise the same result, on any number of threads.
     ///
-    /// Works on the rayon pool that it is called in. Activations stay in `workspace`; `gemm` keeps memory of its own for
-    /// the blocks that it packs.
+    /// Works on the rayon pool that it is called in. Activations stay in `workspace`; `gemm` keeps memory of its own
+    /// for the blocks that it packs.
     ///
     /// # Errors
-    /// What [`Schedule::check`] finds; [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for other
-    /// dimensions or fewer rows.
+    /// What [`Schedule::check`] finds; [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for
+    /// other dimensions or fewer rows.
     pub fn forward(
         &self,
         schedule: Schedule,
@@ -80,11 +80,11 @@ impl Encoder {
         check_len("forward", "y", y.len(), [rows, hidden_size])?;
         let mut buffers = workspace.buffers(widths(config), rows)?;
         y.copy_from_slice(x);
-        // Padding may hold NaN, and every product runs over all rows: as zeros, the padded rows stay finite throughout.
-        zero_padding(y, shape, hidden_size);
         for weights in self.layers.iter() {
             Layer { config, weights, shape }.run(schedule, y, &mut buffers);
         }
+        // Until here the rows of padding held what padded input gives. No other row reads them: attention passes over
+        // padded keys, and all else works row by row.
         zero_padding(y, shape, hidden_size);
         Ok(())
     }

@@ -176,7 +176,8 @@ pub fn norm_join(
 /// hold in `x`.
 ///
 /// # Errors
-/// What [`LayerConfig::check_runnable`] and [`LayerWeights::check`] find; [`Error::Mismatch`] if `x` has another length.
+/// What [`LayerConfig::check_runnable`] and [`LayerWeights::check`] find; [`Error::Mismatch`] if `x` has another
+/// length.
 pub fn layer(
     config: &LayerConfig,
     weights: &LayerWeights,
@@ -229,7 +230,8 @@ pub fn layer(
 /// A stack of layers, the output of each the input of the next: `x` and the result are `[rows, hidden_size]`.
 ///
 /// # Errors
-/// What [`EncoderConfig::validate`] and [`layer`] find; [`Error::Mismatch`] if there are not `num_hidden_layers` layers.
+/// What [`EncoderConfig::validate`] and [`layer`] find; [`Error::Mismatch`] if there are not `num_hidden_layers`
+/// layers.
 pub fn encoder(
     config: &EncoderConfig,
     layers: &[LayerWeights],

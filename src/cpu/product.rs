@@ -60,8 +60,7 @@ pub(super) fn multiply(c: ViewMut<'_>, onto: Onto, scale: f32, a: View<'_>, b: V
     assert!(a.rows == c.rows && b.cols == c.cols && a.cols == b.rows, "shapes of a product do not fit");
     // SAFETY: the constructors checked that every element of the three matrices lies inside its slice, which holds
     // initialised numbers; `c` is borrowed exclusively, so that it overlaps neither `a` nor `b`, and its rows do not
-    // overlap each other (`stride ≥ cols`). The shapes fit, as asserted. Strides are at most a slice's length, so that
-    // they fit `isize`.
+    // overlap each other (`stride ≥ cols`). The shapes fit, as asserted, and strides fit `isize`.
     unsafe {
         gemm::gemm(
             c.rows,
@@ -97,9 +96,10 @@ pub(crate) fn linear(y: &mut [f32], x: &[f32], rows: usize, weight: &[f32], bias
 
 fn check_bounds(len: usize, rows: usize, cols: usize, stride: usize) {
     assert!(rows > 0 && cols > 0 && stride >= cols, "[{rows}, {cols}] with stride {stride} is no matrix");
+    assert!(isize::try_from(stride).is_ok(), "a stride of {stride} is no pointer offset");
     let end = (rows - 1).checked_mul(stride).and_then(|start| start.checked_add(cols));
     assert!(
-        end.is_some_and(|end| end <= len) && stride <= len,
+        end.is_some_and(|end| end <= len),
         "[{rows}, {cols}] with stride {stride} does not fit into {len} elements"
     );
 }

@@ -57,8 +57,8 @@ impl fmt::Display for Comparison {
 ///   `u = epsilon/2` is the relative error of one rounding to nearest. The second term is what storing an exact result
 ///   costs at most; without it, a tensor so small that all its naive values happen to round well would leave no room.
 ///   A maximum excuses no element: a million right ones do not make up for a wrong one.
-/// - **The relative L2 error**: `‖got − exact‖/‖exact‖ ≤ 2·‖naive − exact‖/‖exact‖ + u`. Where one element is far larger
-///   than the rest, the first bound is loose for all others; this one still sees a systematic error among them.
+/// - **The relative L2 error**: `‖got − exact‖/‖exact‖ ≤ 2·‖naive − exact‖/‖exact‖ + u`. Where one element is far
+///   larger than the rest, the first bound is loose for all others; this one still sees a systematic error among them.
 ///
 /// A bound that an all-zero result would satisfy proves nothing, and a reference that overflowed even less: both are
 /// failures of their own.
