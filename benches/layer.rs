@@ -1,1 +1,100 @@
-fn main() {}
+//! One layer of RoBERTa-large under criterion: SAF, PAF serial, PAF two-stream. Device time of graph replays on a GPU; wall
+//! time of the CPU engine where there is none.
+//!
+//! The weights of one layer fit the L2 cache of a large GPU, so these times are hot; `paf speedup` measures whole stacks,
+//! whose weights stream from memory.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use paf_cuda::weights::{LayerWeights, random_activations, random_layers};
+use paf_cuda::{BatchShape, Design, EncoderConfig, LayerConfig, Schedule, cpu};
+
+const VARIANTS: [(Design, Schedule); 3] = [
+    (Design::SafPostNorm, Schedule::Serial),
+    (Design::PafPostNorm, Schedule::Serial),
+    (Design::PafPostNorm, Schedule::TwoStream),
+];
+
+fn config(design: Design) -> EncoderConfig {
+    let layer = LayerConfig { design, ..LayerConfig::new(1024, 16, 4096).expect("valid dimensions") };
+    EncoderConfig { layer, num_hidden_layers: 1 }
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<bool> {
+    use paf_cuda::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Stream, Tensor, device_count};
+    use paf_cuda::{Dtype, Error};
+
+    match device_count() {
+        Ok(0) | Err(Error::NoDriver) => return Ok(false),
+        _ => {}
+    }
+    let device = Device::new(0)?;
+    let dtype = Dtype::Bf16;
+    let config_0 = config(Design::SafPostNorm);
+    let weights = Arc::new(EncoderWeights::upload(&device, &config_0, dtype, random_layers(&config_0, 1))?);
+    let (stream, start, end) = (Stream::new(&device)?, Event::new_timing(&device)?, Event::new_timing(&device)?);
+    let mut group = criterion.benchmark_group("layer, cuda bf16 graph");
+    for (batch, seq_len) in [(1, 128), (1, 512), (8, 512)] {
+        let batch = Batch::new(&device, &BatchShape::new(batch, seq_len)?)?;
+        let rows = batch.shape().rows();
+        let x = Tensor::from_host(&device, dtype, rows, 1024, &random_activations(rows, 1024, 2))?;
+        group.throughput(Throughput::Elements(rows as u64));
+        for (design, schedule) in VARIANTS {
+            let encoder = Encoder::new(&config(design), weights.clone())?;
+            let mut workspace = encoder.workspace(&batch)?;
+            let mut y = Tensor::poisoned(&device, dtype, rows, 1024)?;
+            let graph = encoder.capture(&stream, schedule, &batch, &x, &mut y, &mut workspace)?;
+            let time = |replays: u64| -> paf_cuda::Result<Duration> {
+                start.record(&stream)?;
+                (0..replays).try_for_each(|_| graph.launch(&stream))?;
+                end.record(&stream)?;
+                end.synchronize()?;
+                Ok(Duration::from_secs_f64(end.elapsed_us_since(&start)? * 1e-6))
+            };
+            let id = BenchmarkId::new(format!("{design} {schedule}"), format!("{}x{seq_len}", batch.shape().batch()));
+            group.bench_function(id, |bencher| {
+                bencher.iter_custom(|replays| time(replays).expect("a CUDA call failed"))
+            });
+        }
+    }
+    group.finish();
+    Ok(true)
+}
+
+fn on_cpu(criterion: &mut Criterion) -> paf_cuda::Result<()> {
+    let layers: Arc<Vec<LayerWeights>> = Arc::new(random_layers(&config(Design::SafPostNorm), 1).collect());
+    let shape = BatchShape::new(1, 128)?;
+    let x = random_activations(shape.rows(), 1024, 2);
+    let mut y = vec![0.0; x.len()];
+    let mut group = criterion.benchmark_group("layer, cpu f32");
+    group.sample_size(20).throughput(Throughput::Elements(shape.rows() as u64));
+    for (design, schedule) in VARIANTS {
+        let encoder = cpu::Encoder::new(config(design), layers.clone())?;
+        let mut workspace = encoder.workspace(&shape)?;
+        group.bench_function(BenchmarkId::new(format!("{design} {schedule}"), "1x128"), |bencher| {
+            bencher.iter_custom(|calls| {
+                let started = Instant::now();
+                for _ in 0..calls {
+                    encoder.forward(schedule, &shape, &x, &mut y, &mut workspace).expect("operands fit");
+                }
+                started.elapsed()
+            });
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
+fn layer(criterion: &mut Criterion) {
+    #[cfg(feature = "cuda")]
+    if on_gpu(criterion).expect("the GPU does not work") {
+        return;
+    }
+    on_cpu(criterion).expect("the CPU engine takes the configuration");
+}
+
+criterion_group!(benches, layer);
+criterion_main!(benches);

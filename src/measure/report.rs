@@ -175,6 +175,12 @@ impl Spread {
     }
 }
 
+/// Three significant digits, for rates of a CPU and of a large GPU alike.
+fn significant(x: f64) -> String {
+    let digits = 2 - x.abs().max(1e-9).log10().floor() as i32;
+    format!("{x:.*}", digits.clamp(0, 9) as usize)
+}
+
 /// Column names of the table and of the Markdown.
 const COLUMNS: [&str; 8] =
     ["batch × seq", "design", "schedule", "mode", "median, ms", "TFLOP/s", "roofline", "SAF / this"];
@@ -190,7 +196,7 @@ impl Report {
                     v.schedule.clone(),
                     v.mode.clone(),
                     format!("{:.3} ± {:.3}", v.median_us.median / 1e3, v.median_us.half_width() / 1e3),
-                    format!("{:.1}", v.tflops),
+                    significant(v.tflops),
                     v.roofline_share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", share * 100.0)),
                     format!("{:.3} ± {:.3}", v.speedup_over_saf.median, v.speedup_over_saf.half_width()),
                 ]
@@ -201,7 +207,7 @@ impl Report {
     /// The table for a terminal.
     pub fn table(&self) -> String {
         let mut table = comfy_table::Table::new();
-        table.load_preset(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(COLUMNS);
+        table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(COLUMNS);
         for cells in self.cells() {
             table.add_row(cells);
         }
@@ -322,6 +328,14 @@ impl Drop for Destination {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn three_digits_count() {
+        assert_eq!(
+            [0.010_46, 0.1046, 1.0, 35.66, 391.4, 1023.0].map(significant),
+            ["0.0105", "0.105", "1.00", "35.7", "391", "1023"]
+        );
+    }
 
     #[test]
     fn a_destination_appears_whole_or_not_at_all() {

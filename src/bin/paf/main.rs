@@ -1,1 +1,70 @@
-fn main() {}
+//! `paf`: the speedup of parallel attention and FFN on this machine, and what is needed to trust it.
+//!
+//! Exit codes: 0 done; 1 something failed (a wrong result, no driver, no memory, a file that cannot be written); 2 the
+//! command line or the configuration asks for what cannot be.
+
+mod doctor;
+mod models;
+mod output;
+mod report;
+mod select;
+mod speedup;
+mod verify;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use paf_cuda::Error;
+
+/// Parallel attention and feed-forward (PAF) beside the serial design (SAF): verified, then measured.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure SAF, PAF serial and PAF two-stream beside each other.
+    Speedup(Box<speedup::Arguments>),
+    /// Check every kernel and layer against the f64 oracle.
+    Verify(verify::Arguments),
+    /// Look at driver, device and build, and say what to do about what is wrong.
+    Doctor,
+    /// List the models that --model knows, with their dimensions.
+    Models,
+    /// Print the table of a result file again, in Markdown.
+    Report(report::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Speedup(arguments) => speedup::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+        Command::Doctor => doctor::run(),
+        Command::Models => models::run(),
+        Command::Report(arguments) => report::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing can be done if even this cannot be written.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<Error>() {
+        Some(
+            Error::InvalidConfig { .. }
+            | Error::Unsupported { .. }
+            | Error::Mismatch { .. }
+            | Error::UnknownModel { .. },
+        ) => 2,
+        _ => 1,
+    }
+}

@@ -1,0 +1,64 @@
+//! What the program writes: text on stdout, files that appear whole, progress on a terminal.
+
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use paf_cuda::measure::report::Destination;
+
+/// Writes to stdout. A reader that has gone away (`paf models | head -1`) has seen enough: no error.
+pub fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("writing to standard output"),
+    }
+}
+
+/// Writes a line to stderr, where there is one.
+pub fn note(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// Where `--json` or `--csv` puts its data.
+pub enum Sink {
+    Stdout,
+    File(PathBuf, Destination),
+}
+
+impl Sink {
+    /// Opens what the option names (`-` is stdout), before any work is done for it.
+    pub fn open(path: Option<&Path>) -> Result<Option<Self>> {
+        Ok(match path {
+            None => None,
+            Some(path) if path == Path::new("-") => Some(Self::Stdout),
+            Some(path) => {
+                let file = Destination::open(path).with_context(|| {
+                    format!("cannot write {}: choose a file in a folder that exists and is writable", path.display())
+                })?;
+                Some(Self::File(path.to_owned(), file))
+            }
+        })
+    }
+
+    pub fn is_stdout(&self) -> bool {
+        matches!(self, Self::Stdout)
+    }
+
+    pub fn write(self, text: &str) -> Result<()> {
+        match self {
+            Self::Stdout => print(text),
+            Self::File(path, file) => file.finish(text).with_context(|| format!("cannot write {}", path.display())),
+        }
+    }
+}
+
+/// Progress on stderr, if that is a terminal.
+pub fn progress(len: usize) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} {bar:32} {pos}/{len} {elapsed}").expect("the template is fixed");
+    ProgressBar::new(len as u64).with_style(style)
+}

@@ -1,0 +1,216 @@
+//! The program as a user runs it: exit codes, messages with their values, data that parses, nothing half-written.
+#![cfg(feature = "cli")]
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn paf(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_paf")).args(arguments).stdin(Stdio::null()).output().expect("paf starts")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("paf writes UTF-8")
+}
+
+/// Runs `arguments` and checks the exit code and that every part is in the one error message.
+#[track_caller]
+fn refuses(arguments: &[&str], code: i32, parts: &[&str]) {
+    let output = paf(arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{arguments:?}: {part:?} is missing in: {stderr}");
+    }
+}
+
+/// A comparison so small that it takes a moment.
+const SMALL: [&str; 15] = [
+    "speedup",
+    "--backend",
+    "cpu",
+    "--hidden-size",
+    "64",
+    "--num-attention-heads",
+    "2",
+    "--intermediate-size",
+    "128",
+    "--layers",
+    "2",
+    "--seq",
+    "16",
+    "--seconds",
+    "0.05",
+];
+
+fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    SMALL.iter().copied().chain(more.iter().copied()).collect()
+}
+
+#[test]
+fn bad_dimensions_are_usage_errors() {
+    let dims = |hidden, heads, ffn| {
+        [
+            "speedup",
+            "--backend",
+            "cpu",
+            "--hidden-size",
+            hidden,
+            "--num-attention-heads",
+            heads,
+            "--intermediate-size",
+            ffn,
+        ]
+    };
+    refuses(&dims("1000", "16", "4096"), 2, &["hidden_size = 1000", "num_attention_heads = 16"]);
+    refuses(&dims("0", "16", "4096"), 2, &["hidden_size = 0"]);
+    refuses(&dims("1024", "0", "4096"), 2, &["num_attention_heads = 0"]);
+    refuses(&dims("1024", "16", "18446744073709551615"), 2, &["intermediate_size = 18446744073709551615"]);
+    refuses(&dims("1024", "16", "18446744073709551616"), 2, &["18446744073709551616"]);
+    refuses(&dims("1024", "x", "4096"), 2, &["'x'"]);
+    refuses(&small(&["--layers", "0"]), 2, &["cannot be used multiple times"]);
+    refuses(&["speedup", "--backend", "cpu", "--layers", "0"], 2, &["num_hidden_layers = 0"]);
+    refuses(&["speedup", "--backend", "cpu", "--batch", "0"], 2, &["batch = 0"]);
+    refuses(&["speedup", "--backend", "cpu", "--batch", "1048576", "--seq", "1048576"], 2, &["1099511627776"]);
+}
+
+#[test]
+fn bad_choices_are_usage_errors() {
+    refuses(&["speedup", "--backend", "cpu", "--model", "gpt-5"], 2, &["\"gpt-5\"", "roberta-large", "falcon-7b"]);
+    refuses(&["speedup", "--backend", "cpu", "--model", "pythia-410m"], 2, &["rotary", "16 of 64", "--without-rotary"]);
+    let falcon = ["speedup", "--backend", "cpu", "--model", "falcon-7b", "--without-rotary"];
+    refuses(&falcon, 2, &["num_key_value_heads = 1", "71"]);
+    refuses(&["speedup", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
+    refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream"]);
+    refuses(&["speedup", "--backend", "tpu"], 2, &["tpu", "cuda"]);
+    refuses(&small(&["--batch", "2", "--lengths", "16,17"]), 2, &["17 (sequence 1)", "seq_len = 16"]);
+    refuses(&small(&["--batch", "2", "--lengths", "16"]), 2, &["number of lengths is 1", "batch = 2"]);
+    refuses(&["speedup", "--backend", "cpu", "--seconds", "-1"], 2, &["-1"]);
+    refuses(&small(&["--threads", "0"]), 2, &["threads = 0"]);
+    refuses(&small(&["--modes", "graph"]), 2, &["graph", "eager"]);
+    refuses(&["verify", "--backend", "cpu", "--filter", "no such case"], 2, &["no such case"]);
+    refuses(&["speedup", "--model", "minilm-l6", "--hidden-size", "64"], 2, &["--hidden-size"]);
+    refuses(&[], 2, &["Usage"]);
+}
+
+#[test]
+fn what_cannot_be_written_is_said_before_anything_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing/result.json");
+    refuses(&small(&["--json", missing.to_str().unwrap()]), 1, &["missing/result.json", "cannot write"]);
+    refuses(&small(&["--csv", folder.path().to_str().unwrap()]), 1, &["cannot write", "directory"]);
+    refuses(&small(&["--json", "-", "--csv", "-"]), 2, &["at most one"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_device_that_is_not_there_is_a_failure() {
+    // Without a driver it is the driver that is missing; with one, device 4096.
+    let output = paf(&["speedup", "--backend", "cuda", "--device", "4096"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("no CUDA driver") || stderr.contains("no CUDA device 4096"), "{stderr}");
+}
+
+#[test]
+fn a_small_comparison_gives_a_table_and_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (json, csv) = (path("r.json"), path("r.csv"));
+    let output = paf(&small(&["--batch", "1,3", "--json", &json, "--csv", &csv]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let stdout = text(&output.stdout);
+    for part in ["1 × 16", "3 × 16", "saf-post", "paf-post", "two-stream", "TFLOP/s", "SAF / this", "verified"] {
+        assert!(stdout.contains(part), "{part:?} is missing in: {stdout}");
+    }
+    let report = read_json(&json);
+    assert_eq!(report["schema"], "paf-cuda/speedup/1");
+    assert_eq!(report["cases"].as_array().unwrap().len(), 2);
+    for case in report["cases"].as_array().unwrap() {
+        let variants = case["variants"].as_array().unwrap();
+        assert_eq!(variants.len(), 3);
+        let rounds = variants[0]["samples_us"].as_array().unwrap().len();
+        assert!(rounds >= 11);
+        for variant in variants {
+            assert_eq!(variant["samples_us"].as_array().unwrap().len(), rounds);
+            assert!(variant["median_us"]["median"].as_f64().unwrap() > 0.0);
+            assert!(variant["speedup_over_saf"]["low"].as_f64() <= variant["speedup_over_saf"]["high"].as_f64());
+        }
+        assert_eq!(variants[0]["speedup_over_saf"]["median"], 1.0);
+        assert_eq!(case["verified"].as_array().unwrap().len(), 2);
+    }
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 1 + 2 * 3);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "temporary files were left");
+
+    let markdown = paf(&["report", &json]);
+    assert_eq!(markdown.status.code(), Some(0));
+    assert_eq!(text(&markdown.stdout).lines().count(), 2 + 6);
+    refuses(&["report", &csv], 1, &["r.csv", "no result"]);
+}
+
+#[test]
+fn data_on_stdout_is_only_data() {
+    let output = paf(&small(&["--json", "-", "--lengths", "9", "--design", "pre-two", "--causal"]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["cases"][0]["lengths"][0], 9);
+    assert_eq!(report["cases"][0]["variants"][1]["design"], "paf-pre-two");
+    assert_eq!(report["config"]["causal"], true);
+    assert!(text(&output.stderr).contains("SAF / this"));
+}
+
+#[test]
+fn models_lists_all_twelve() {
+    let output = paf(&["models"]);
+    assert_eq!(output.status.code(), Some(0));
+    let stdout = text(&output.stdout);
+    for model in paf_cuda::config::MODELS {
+        assert!(stdout.contains(model), "{model}");
+    }
+    assert_eq!(paf_cuda::config::MODELS.len(), 12);
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_paf"))
+        .arg("models")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn doctor_finds_nothing_broken_here() {
+    let output = paf(&["doctor"]);
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{stdout}{}", text(&output.stderr));
+    if cfg!(feature = "cuda") {
+        for part in ["embedded PTX", "compute_80", "ISA", "nvcc of this build", "CUDA driver"] {
+            assert!(stdout.contains(part), "{part:?} is missing in: {stdout}");
+        }
+    }
+}
+
+#[test]
+fn verify_passes_on_the_cpu_and_tells_errors_and_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("v.json");
+    let output = paf(&["verify", "--backend", "cpu", "--all", "--json", json.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let cases = read_json(&json)["cases"].as_array().unwrap().clone();
+    assert!(cases.len() >= 60);
+    for case in &cases {
+        assert!(case["max_error"].as_f64().unwrap() <= case["bound"].as_f64().unwrap(), "{case}");
+    }
+    assert!(text(&output.stdout).contains(&format!("{} cases, 0 failed", cases.len())));
+}
+
+fn read_json(path: impl AsRef<Path>) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
