@@ -2,7 +2,7 @@
 //! disturbance, and what must be refused. Where there is no CUDA device every test is reported as ignored.
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -11,6 +11,9 @@ use paf_cuda::weights::{random_activations, random_layers};
 use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule, verify};
 
 type Outcome = Result<(), Failed>;
+
+/// Tests of timing take it alone, all others together: an allocation on another thread may wait for the whole device.
+static ALONE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -34,23 +37,33 @@ fn trials(device: &Device) -> Vec<Trial> {
         .into_iter()
         .map(|case| {
             let name = case.name.clone();
-            Trial::test(name, move || case.run().map(drop).map_err(Failed::from))
+            Trial::test(name, move || {
+                let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+                case.run().map(drop).map_err(Failed::from)
+            })
         })
         .collect();
     let mut add = |name: String, test: fn(&Device, Design) -> Outcome, design: Design| {
         let device = device.clone();
-        trials.push(Trial::test(name, move || test(&device, design)));
+        trials.push(Trial::test(name, move || {
+            let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+            test(&device, design)
+        }));
     };
     for design in Design::ALL.into_iter().filter(|design| design.is_parallel()) {
         add(format!("race {design}: schedules agree bitwise, branches held back, 250 repeats"), race, design);
         add(format!("branches {design}: the captured graph forks and joins once a layer"), branches, design);
     }
-    for design in Design::ALL {
-        add(format!("async {design}: forward returns before its stream has run"), asynchronous, design);
-    }
     add("refused: operands that do not fit".into(), refusals, Design::PafPostNorm);
     add("out of memory is an error that leaves the device usable".into(), out_of_memory, Design::PafPostNorm);
     add("threads: four at once agree with one".into(), threads, Design::PafPostNorm);
+    for design in Design::ALL {
+        let device = device.clone();
+        trials.push(Trial::test(format!("async {design}: forward returns before its stream has run"), move || {
+            let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
+            asynchronous(&device, design)
+        }));
+    }
     trials
 }
 
