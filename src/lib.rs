@@ -82,6 +82,11 @@
 //! `cuda` (default): kernels and GPU engine; the build needs nvcc. `cli` (default): the `paf` program and [`measure`].
 //! With `--no-default-features` the crate is the CPU library and needs no nvcc.
 
+/// The README's example, compiled and run as a documentation test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;
+
 pub mod config;
 pub mod cpu;
 mod dtype;
