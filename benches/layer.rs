@@ -5,7 +5,7 @@
 //! whose weights stream from memory.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use paf_cuda::weights::{LayerWeights, random_activations, random_layers};
@@ -24,6 +24,8 @@ fn config(design: Design) -> EncoderConfig {
 
 #[cfg(feature = "cuda")]
 fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<bool> {
+    use std::time::Duration;
+
     use paf_cuda::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Stream, Tensor, device_count};
     use paf_cuda::{Dtype, Error};
 

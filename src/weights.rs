@@ -67,11 +67,20 @@ impl LayerWeights {
 
     /// The same weights with every element rounded to `dtype`: what a device holds.
     pub fn rounded(&self, dtype: Dtype) -> Self {
-        let mut rounded = self.clone();
-        for (_, values) in rounded.fields_mut() {
-            values.par_iter_mut().for_each(|value| *value = dtype.round(*value));
+        let round = |values: &Vec<f32>| values.par_iter().map(|&value| dtype.round(value)).collect();
+        let norm = |norm: &NormWeights| NormWeights { gamma: round(&norm.gamma), beta: round(&norm.beta) };
+        Self {
+            w_qkv: round(&self.w_qkv),
+            b_qkv: round(&self.b_qkv),
+            w_o: round(&self.w_o),
+            b_o: round(&self.b_o),
+            w_1: round(&self.w_1),
+            b_1: round(&self.b_1),
+            w_2: round(&self.w_2),
+            b_2: round(&self.b_2),
+            ln_1: norm(&self.ln_1),
+            ln_2: norm(&self.ln_2),
         }
-        rounded
     }
 
     /// Checks every field's length against the configuration.
@@ -105,24 +114,6 @@ impl LayerWeights {
             ("ln_1.beta", &ln_1.beta),
             ("ln_2.gamma", &ln_2.gamma),
             ("ln_2.beta", &ln_2.beta),
-        ]
-    }
-
-    fn fields_mut(&mut self) -> [(&'static str, &mut Vec<f32>); 12] {
-        let Self { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_2, b_2, ln_1, ln_2 } = self;
-        [
-            ("w_qkv", w_qkv),
-            ("b_qkv", b_qkv),
-            ("w_o", w_o),
-            ("b_o", b_o),
-            ("w_1", w_1),
-            ("b_1", b_1),
-            ("w_2", w_2),
-            ("b_2", b_2),
-            ("ln_1.gamma", &mut ln_1.gamma),
-            ("ln_1.beta", &mut ln_1.beta),
-            ("ln_2.gamma", &mut ln_2.gamma),
-            ("ln_2.beta", &mut ln_2.beta),
         ]
     }
 }

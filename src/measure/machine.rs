@@ -1,6 +1,8 @@
 //! What was measured on, and the state that it was in.
 
-use super::report::{DeviceState, Machine};
+#[cfg(feature = "cuda")]
+use super::report::DeviceState;
+use super::report::Machine;
 
 /// The host's processor and number of threads, with no GPU.
 pub(super) fn host() -> Machine {

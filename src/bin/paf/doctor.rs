@@ -15,7 +15,8 @@ enum Verdict {
 type Finding = (&'static str, Verdict, String);
 
 pub fn run() -> Result<()> {
-    let findings = examine();
+    let mut findings = examine();
+    findings.push(examine_cpu_engine());
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(["check", "", "found"]);
     for (check, verdict, found) in &findings {
@@ -32,6 +33,20 @@ pub fn run() -> Result<()> {
         bail!("{failed} of {} checks failed; the table says what to do", findings.len());
     }
     Ok(())
+}
+
+/// A stack of each design on the host.
+fn examine_cpu_engine() -> Finding {
+    let mut cases = paf_cuda::verify::cpu::cases();
+    cases.retain(|case| case.name.contains(" 2x17"));
+    match first_failure(&cases) {
+        None => ("CPU engine", Verdict::Ok, format!("{} small stacks agree with the oracle", cases.len())),
+        Some(failure) => ("CPU engine", Verdict::Fail, failure),
+    }
+}
+
+fn first_failure(cases: &[paf_cuda::verify::Case]) -> Option<String> {
+    cases.iter().find_map(|case| Some(format!("{}: {}", case.name, case.run().err()?)))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -131,8 +146,7 @@ fn examine_device(ordinal: usize) -> Vec<Finding> {
     let small = |case: &paf_cuda::verify::Case| case.name.starts_with("layer") && case.name.contains(" d64 1x1");
     let mut cases = paf_cuda::verify::gpu::cases(&device);
     cases.retain(small);
-    let failure = cases.iter().find_map(|case| Some(format!("{}: {}", case.name, case.run().err()?)));
-    findings.push(match failure {
+    findings.push(match first_failure(&cases) {
         None => ("kernels", Verdict::Ok, format!("loaded; {} small layers agree with the oracle", cases.len())),
         Some(failure) => ("kernels", Verdict::Fail, failure),
     });
