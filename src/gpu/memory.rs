@@ -46,7 +46,10 @@ impl Buffer {
         self.device.enter()?;
         // SAFETY: inside the allocation, as just checked.
         let copied = unsafe { result::memcpy_htod_sync(self.pointer + offset_bytes as u64, bytes) };
-        self.device.check("copying to the device", copied)
+        self.device.check("copying to the device", copied)?;
+        // From pageable memory the call returns when the values are staged, not when they have arrived, and the streams of
+        // this crate do not wait for the default stream that carries them.
+        self.device.synchronize()
     }
 
     /// The whole content, after everything launched on the device has finished.
