@@ -12,8 +12,9 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// What is compiled: source, PTX target, and whether it is compiled once for each element type.
-const SOURCES: [(&str, &str, bool); 4] = [
+const SOURCES: [(&str, &str, bool); 5] = [
     ("gemm_sm80", "compute_80", true),
+    ("gemm_sm90", "compute_90a", true),
     ("attention_sm80", "compute_80", true),
     ("norm_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
@@ -164,13 +165,13 @@ fn toolkit_version(nvcc: &Path) -> Result<(u32, u32)> {
 /// The `X(…)` rows of tiles.cuh as Rust tables, so that host and device read one list.
 fn tiles(header: &str) -> Result<String> {
     let mut tables = String::new();
-    for (macro_name, table, row_type) in
-        [("GEMM_TILES", "GEMM_TILES", "GemmTile"), ("ATTENTION_TILES", "ATTENTION_TILES", "AttentionTile")]
+    for (table, row_type) in
+        [("GEMM_SM80_TILES", "Sm80GemmTile"), ("GEMM_SM90_TILES", "Sm90GemmTile"), ("ATTENTION_TILES", "AttentionTile")]
     {
         let body = header
-            .split(&format!("#define {macro_name}(X)"))
+            .split(&format!("#define {table}(X)"))
             .nth(1)
-            .with_context(|| format!("tiles.cuh defines no {macro_name}"))?;
+            .with_context(|| format!("tiles.cuh defines no {table}"))?;
         let mut rows = String::new();
         let mut count = 0;
         // Rows start with `X(`; comments may follow a row and continue on the next line.
@@ -183,21 +184,24 @@ fn tiles(header: &str) -> Result<String> {
             };
             let fields: Vec<_> = row.split(')').next().unwrap_or_default().split(',').map(str::trim).collect();
             match (row_type, fields.as_slice()) {
-                ("GemmTile", [name, m, n, warp_m, warp_n, slices, stages]) => writeln!(
+                ("Sm80GemmTile", [name, m, n, warp_m, warp_n, slices, stages]) => writeln!(
                     rows,
-                    "    GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, slices: {slices}, \
+                    "    Sm80GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, slices: {slices}, \
                      stages: {stages} }},"
                 )?,
+                ("Sm90GemmTile", [name, m, n, chunk]) => {
+                    writeln!(rows, "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, chunk: {chunk} }},")?
+                }
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,
                     "    AttentionTile {{ head_dim: {head_dim}, warps: {warps}, warp_rows: {warp_rows}, keys: {keys} }},"
                 )?,
-                _ => bail!("tiles.cuh: {macro_name} has a row with other fields: {line}"),
+                _ => bail!("tiles.cuh: {table} has a row with other fields: {line}"),
             }
             count += 1;
         }
         if count == 0 {
-            bail!("tiles.cuh: {macro_name} has no rows");
+            bail!("tiles.cuh: {table} has no rows");
         }
         writeln!(tables, "pub(crate) const {table}: [{row_type}; {count}] = [\n{rows}];")?;
     }

@@ -17,6 +17,10 @@ struct Bf16 {
     static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         ptx::mma_16x8x16_bf16(d, a, b0, b1);
     }
+    template <int N>
+    static __device__ __forceinline__ void warpgroup_product(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+        ptx::WarpgroupProduct<N>::bf16(d, a, b, accumulate);
+    }
 };
 
 struct F16 {
@@ -30,6 +34,10 @@ struct F16 {
     }
     static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         ptx::mma_16x8x16_f16(d, a, b0, b1);
+    }
+    template <int N>
+    static __device__ __forceinline__ void warpgroup_product(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
+        ptx::WarpgroupProduct<N>::f16(d, a, b, accumulate);
     }
 };
 

@@ -1,10 +1,9 @@
 // C[M,N] = epilogue(A[M,K] · W[N,K]ᵀ), A, W and C 16-bit and row-major (W as PyTorch stores a Linear), fp32 accumulation.
 //
-//   Bias            C = A·Wᵀ + b
-//   BiasActivation  C = act(A·Wᵀ + b)          act: 0 gelu, 1 gelu_new, 2 relu
-//   BiasResidual    C = A·Wᵀ + b + R[M,N]
+//   C = act(A·Wᵀ + b) + R      act on the columns from a given one on, or on none; b, R optional
+//   C = A₁·W₁ᵀ + A₂·W₂ᵀ …      K as the concatenation of two pairs of operands (`_pairs`)
 //
-// N, K and the leading dimensions are multiples of 8, pointers 16-byte aligned; M is free; b may be null.
+// N, K and the leading dimensions are multiples of 8, pointers 16-byte aligned; M is free.
 //
 // Idea: mma.sync m16n8k16 fed by ldmatrix from a cp.async pipeline. A stage holds 64 elements along K, a row of 128 bytes
 // in eight 16-byte chunks; chunk c of row r lies at c ^ (r % 8), so that both the copies (eight rows a warp) and ldmatrix
@@ -19,21 +18,22 @@
 #include "element.cuh"
 #include "tiles.cuh"
 
-enum class Epilogue { Bias, BiasActivation, BiasResidual };
-
 struct GemmParams {
     const void* a;
     const void* w;
+    const void* a2;        // the second pair; PAIRS only
+    const void* w2;
     const void* bias;      // [N] or null
-    const void* residual;  // [M,N], leading dimension ldc; BiasResidual only
+    const void* residual;  // [M,N], leading dimension ldc; or null
     void* c;
-    int m, n, k;
-    int lda, ldw, ldc;
-    int activation;  // BiasActivation only
-    int group_m;     // tile rows that share their W tiles in L2 before the raster moves on
+    int m, n, k, k2;
+    int lda, ldw, lda2, ldw2, ldc;
+    int activation;       // of activation.cuh
+    int activation_from;  // first column that gets it; n or more: none
+    int group_m;          // tile rows that share their W tiles in L2 before the raster moves on
 };
 
-template <typename T, int BM, int BN, int WM, int WN, int SLICES, int STAGES, Epilogue EPILOGUE>
+template <typename T, bool PAIRS, int BM, int BN, int WM, int WN, int SLICES, int STAGES>
 struct Gemm {
     static constexpr int BK = GEMM_TILE_K;
     static constexpr int WARPS_M = BM / WM, WARPS_N = BN / WN;
@@ -80,6 +80,14 @@ struct Gemm {
             for (int i = 0; i < PASSES; ++i) valid_rows |= (row0 + first + i * ROWS_PER_PASS < rows ? 1u : 0u) << i;
         }
 
+        // This one or that, without a branch.
+        __device__ __forceinline__ Copier or_if(bool second, const Copier& that) const {
+            Copier chosen = *this;
+            chosen.from = second ? that.from : from;
+            chosen.pass_elements = second ? that.pass_elements : pass_elements;
+            return chosen;
+        }
+
         // One of PARTS equal parts of the passes. The pointer may lie outside the matrix where nothing is read.
         template <int PARTS>
         __device__ __forceinline__ void copy(uint32_t stage, int k0, int k, int part) const {
@@ -118,14 +126,23 @@ struct Gemm {
 
         const Copier<BM> a(static_cast<const S*>(p.a), p.lda, m0, p.m);
         const Copier<BN> w(static_cast<const S*>(p.w), p.ldw, n0, p.n);
-        const int steps = (p.k + BK - 1) / BK;
+        const Copier<BM> a2(static_cast<const S*>(p.a2), p.lda2, m0, p.m);
+        const Copier<BN> w2(static_cast<const S*>(p.w2), p.ldw2, n0, p.n);
+        const int steps_1 = (p.k + BK - 1) / BK, steps = steps_1 + (PAIRS ? (p.k2 + BK - 1) / BK : 0);
 
         // One of KSTEPS parts of a stage, so that the copies spread between the products; the last part closes the group. Past
         // the last step it only fills with zeros: a branch here would split the products' schedule.
         auto copy_part = [&](int step, int part) {
             const uint32_t stage = base + (step % STAGES) * STAGE;
-            a.template copy<KSTEPS>(stage, step * BK, p.k, part);
-            w.template copy<KSTEPS>(stage + STAGE_A, step * BK, p.k, part);
+            if constexpr (PAIRS) {
+                const bool second = step >= steps_1;
+                const int k0 = (second ? step - steps_1 : step) * BK, k = second ? p.k2 : p.k;
+                a.or_if(second, a2).template copy<KSTEPS>(stage, k0, k, part);
+                w.or_if(second, w2).template copy<KSTEPS>(stage + STAGE_A, k0, k, part);
+            } else {
+                a.template copy<KSTEPS>(stage, step * BK, p.k, part);
+                w.template copy<KSTEPS>(stage + STAGE_A, step * BK, p.k, part);
+            }
             if (part == KSTEPS - 1) ptx::copy_async_commit();
         };
 
@@ -219,8 +236,8 @@ struct Gemm {
 
     static __device__ __forceinline__ void finish(const GemmParams& p, unsigned char* shared, float (&c)[MT_OUT][NT][4], int m0,
                                                   int n0, int warp_m, int warp_n, int lane) {
-        if constexpr (EPILOGUE == Epilogue::BiasResidual) {
-            const S* residual = static_cast<const S*>(p.residual);
+        const S* residual = static_cast<const S*>(p.residual);
+        if (residual != nullptr) {
             for_each_vector(p, m0, n0, [&](int at, int64_t index) {
                 *reinterpret_cast<uint4*>(shared + at) = *reinterpret_cast<const uint4*>(residual + index);
             });
@@ -242,10 +259,10 @@ struct Gemm {
                 c[i][j][3] += b.y;
             }
         }
-        if constexpr (EPILOGUE == Epilogue::BiasActivation) {
-            // The switch stands outside the loops: one branch a tile, not one an element.
+        if (n0 + warp_n + WN > p.activation_from) {
             float(&flat)[MT_OUT * NT * 4] = reinterpret_cast<float(&)[MT_OUT * NT * 4]>(c);
-            activate(flat, p.activation);
+            activate(flat, p.activation,
+                     [&](int i) { return n0 + column + i / 4 % NT * 8 + i % 2 >= p.activation_from; });
         }
 #pragma unroll
         for (int j = 0; j < NT; ++j)
@@ -256,7 +273,7 @@ struct Gemm {
                     uint32_t* at = reinterpret_cast<uint32_t*>(
                         shared + (row + i * 16 + half * 8) * C_STRIDE + (column + j * 8) * ELEMENT_BYTES);
                     float x = c[i][j][half * 2], y = c[i][j][half * 2 + 1];
-                    if constexpr (EPILOGUE == Epilogue::BiasResidual) {
+                    if (residual != nullptr) {
                         const float2 r = T::unpack(*at);
                         x += r.x;
                         y += r.y;
@@ -272,15 +289,14 @@ struct Gemm {
     }
 };
 
-#define GEMM_KERNEL(NAME, EPILOGUE, ...)                                                                            \
-    extern "C" __global__ void __launch_bounds__(Gemm<PAF_ELEMENT, __VA_ARGS__, Epilogue::EPILOGUE>::THREADS, 1)    \
-        gemm_##NAME(const __grid_constant__ GemmParams p) {                                                         \
-        Gemm<PAF_ELEMENT, __VA_ARGS__, Epilogue::EPILOGUE>::run(p);                                                 \
+#define GEMM_KERNEL(NAME, ...)                                                                               \
+    extern "C" __global__ void __launch_bounds__(Gemm<PAF_ELEMENT, __VA_ARGS__>::THREADS, 1)                 \
+        gemm_##NAME(const __grid_constant__ GemmParams p) {                                                  \
+        Gemm<PAF_ELEMENT, __VA_ARGS__>::run(p);                                                              \
     }
 
-#define GEMM_TILE(TILE, ...)                                              \
-    GEMM_KERNEL(TILE##_bias, Bias, __VA_ARGS__)                           \
-    GEMM_KERNEL(TILE##_bias_activation, BiasActivation, __VA_ARGS__)      \
-    GEMM_KERNEL(TILE##_bias_residual, BiasResidual, __VA_ARGS__)
+#define GEMM_TILE(TILE, ...)               \
+    GEMM_KERNEL(TILE, false, __VA_ARGS__)  \
+    GEMM_KERNEL(TILE##_pairs, true, __VA_ARGS__)
 
-GEMM_TILES(GEMM_TILE)
+GEMM_SM80_TILES(GEMM_TILE)

@@ -53,6 +53,15 @@ __device__ __forceinline__ void mma_16x8x16_f16(float (&d)[4], const uint32_t (&
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// `wanted ? a : b` with both computed: a branch around a long `a` would end the interleaving of neighbouring elements.
+__device__ __forceinline__ float select(float a, float b, bool wanted) {
+    float y;
+    asm("{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %3, 0;\nselp.f32 %0, %1, %2, wanted;\n}\n"
+        : "=f"(y)
+        : "f"(a), "f"(b), "r"(static_cast<uint32_t>(wanted)));
+    return y;
+}
+
 // 2^x, relative error at most 2^-22; 2^-inf = 0.
 __device__ __forceinline__ float exp2_approximate(float x) {
     float y;
@@ -66,5 +75,227 @@ __device__ __forceinline__ uint64_t global_timer_ns() {
     asm volatile("mov.u64 %0, %globaltimer;\n" : "=l"(now));
     return now;
 }
+
+// ---- Hopper (compute_90a): barriers in shared memory, bulk tensor copies, clusters, warpgroup products ---------------
+
+// A CUtensorMap: shape, strides, box and swizzle of a matrix, encoded by the host (src/gpu/launch.rs).
+struct alignas(64) TensorMap {
+    uint64_t opaque[16];
+};
+
+__device__ __forceinline__ void tensor_map_prefetch(const TensorMap* map) {
+    asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
+}
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+// Makes initialised barriers visible to the cluster and to bulk copies.
+__device__ __forceinline__ void barrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+
+// Arrives, and announces `bytes` that bulk copies will bring.
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+// Arrives at a barrier anywhere in the cluster (an address from `cluster_address`). Releases at block scope: what it tells
+// is that finished products have read a stage. An explicit cluster scope would cost a fence of the whole device each time.
+__device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
+// Waits until the phase of this parity has completed.
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again;\n"
+        "}\n" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+}
+
+// Block-local barrier number `id` of `threads` threads.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+    asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+// True in one lane of a converged warp.
+__device__ __forceinline__ bool elect_one() {
+    uint32_t elected;
+    asm volatile(
+        "{\n.reg .pred elected;\nelect.sync _|elected, 0xffffffff;\nselp.u32 %0, 1, 0, elected;\n}\n" : "=r"(elected));
+    return elected != 0;
+}
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %cluster_ctarank;\n" : "=r"(rank));
+    return rank;
+}
+
+// Barrier of all threads of all blocks of the cluster. It orders no memory accesses: that would cost a fence of the whole
+// device.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;\n" ::: "memory"); }
+
+// Where `shared`, an address of this block, lies in the block of that rank.
+__device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t rank) {
+    uint32_t address;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(address) : "r"(shared), "r"(rank));
+    return address;
+}
+
+// Stores to a block of the cluster, and counts 16 bytes at a barrier of that block: no other signal is needed.
+__device__ __forceinline__ void cluster_store_async(uint32_t address, float x, float y, float z, float w, uint32_t barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];\n" ::"r"(
+                     address),
+                 "f"(x), "f"(y), "f"(z), "f"(w), "r"(barrier)
+                 : "memory");
+}
+
+__device__ __forceinline__ float4 shared_load(uint32_t address) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+
+// A box at (column, row) of a matrix into shared memory; what lies outside the matrix becomes zero, and counts.
+__device__ __forceinline__ void tensor_load(uint32_t shared, const TensorMap* map, int column, int row, uint32_t barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];\n" ::"r"(
+            shared),
+        "l"(map), "r"(column), "r"(row), "r"(barrier)
+        : "memory");
+}
+
+// The same to the same place in every block of the cluster whose bit is set; each block's own barrier counts its bytes.
+__device__ __forceinline__ void tensor_load_multicast(uint32_t shared, const TensorMap* map, int column, int row,
+                                                      uint32_t barrier, uint16_t blocks) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(shared),
+        "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+        : "memory");
+}
+
+// A box from shared memory to (column, row) of a matrix; what lies outside is not written.
+__device__ __forceinline__ void tensor_store(const TensorMap* map, int column, int row, uint32_t shared) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n" ::"l"(map), "r"(column),
+                 "r"(row), "r"(shared)
+                 : "memory");
+}
+
+__device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
+
+// Waits until at most `PENDING` of this thread's newest groups of stores still read shared memory.
+template <int PENDING>
+__device__ __forceinline__ void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(PENDING) : "memory");
+}
+
+// Orders ordinary accesses to shared memory before later bulk copies' and products'.
+__device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+
+// Programmatic dependent launch. `dependency_wait` returns when the kernels before have finished and their writes are
+// visible; `dependents_launch` lets the next kernel's blocks begin where there is room. Nothing without the attribute.
+__device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
+__device__ __forceinline__ void dependents_launch() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
+
+// 8×8 matrices of 16-bit elements, each transposed on the way; lane l supplies the address of row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrix_x4_transposed(uint32_t shared, const uint32_t (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared), "r"(r[0]),
+                 "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+__device__ __forceinline__ void store_matrix_x2_transposed(uint32_t shared, const uint32_t (&r)[2]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(shared), "r"(r[0]), "r"(r[1])
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrix_x2_transposed(uint32_t (&r)[2], uint32_t shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(shared)
+                 : "memory");
+}
+
+// Orders this warpgroup's accesses to accumulators and shared memory before its next products.
+__device__ __forceinline__ void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+__device__ __forceinline__ void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+// Waits until at most `PENDING` of the warpgroup's newest groups of products are unfinished.
+template <int PENDING>
+__device__ __forceinline__ void warpgroup_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(PENDING) : "memory");
+}
+// Keeps the compiler from moving accesses to accumulators across this point.
+template <int N>
+__device__ __forceinline__ void accumulator_fence(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// wgmma: d (64×N, fp32) += a (64×16) · b (N×16)ᵀ, both K-major in shared memory, given by descriptors; d = a·bᵀ where
+// `accumulate` is 0. Thread t of the warpgroup holds rows t/4%8 (d[4j], d[4j+1]) and t/4%8 + 8 (d[4j+2], d[4j+3]) of its
+// warp's 16, columns 8j + t%4·2 and the next.
+template <int N>
+struct WarpgroupProduct;
+
+#define PAF_REGISTERS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define PAF_REGISTERS_16 PAF_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define PAF_REGISTERS_32 PAF_REGISTERS_16 \
+    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PAF_REGISTERS_56 PAF_REGISTERS_32 \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+    ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define PAF_REGISTERS_64 PAF_REGISTERS_56 \
+    ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define PAF_REGISTERS_96 PAF_REGISTERS_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+    ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define PAF_REGISTERS_128 PAF_REGISTERS_96 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+    ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define PAF_OUT_8(i)                                                                                                     \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),          \
+        "+f"(d[i + 7])
+#define PAF_OUT_16(i) PAF_OUT_8(i), PAF_OUT_8(i + 8)
+#define PAF_OUT_32(i) PAF_OUT_16(i), PAF_OUT_16(i + 16)
+#define PAF_OUT_64(i) PAF_OUT_32(i), PAF_OUT_32(i + 32)
+
+#define PAF_WGMMA(N, TYPE, REGISTERS, A, B, ACCUMULATE, ...)                                                             \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, %" #ACCUMULATE                                      \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS "}, %" #A ", %" #B \
+                 ", accumulate, 1, 1, 0, 0;\n}\n"                                                                        \
+                 : __VA_ARGS__                                                                                           \
+                 : "l"(a), "l"(b), "r"(accumulate))
+
+#define PAF_WARPGROUP_PRODUCT(N, REGISTERS, A, B, ACCUMULATE, ...)                                                       \
+    template <>                                                                                                          \
+    struct WarpgroupProduct<N> {                                                                                         \
+        static __device__ __forceinline__ void bf16(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {         \
+            PAF_WGMMA(N, "bf16", REGISTERS, A, B, ACCUMULATE, __VA_ARGS__);                                              \
+        }                                                                                                                \
+        static __device__ __forceinline__ void f16(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {          \
+            PAF_WGMMA(N, "f16", REGISTERS, A, B, ACCUMULATE, __VA_ARGS__);                                               \
+        }                                                                                                                \
+    };
+
+PAF_WARPGROUP_PRODUCT(16, PAF_REGISTERS_8, 8, 9, 10, PAF_OUT_8(0))
+PAF_WARPGROUP_PRODUCT(32, PAF_REGISTERS_16, 16, 17, 18, PAF_OUT_16(0))
+PAF_WARPGROUP_PRODUCT(64, PAF_REGISTERS_32, 32, 33, 34, PAF_OUT_32(0))
+PAF_WARPGROUP_PRODUCT(112, PAF_REGISTERS_56, 56, 57, 58, PAF_OUT_32(0), PAF_OUT_16(32), PAF_OUT_8(48))
+PAF_WARPGROUP_PRODUCT(128, PAF_REGISTERS_64, 64, 65, 66, PAF_OUT_64(0))
+PAF_WARPGROUP_PRODUCT(192, PAF_REGISTERS_96, 96, 97, 98, PAF_OUT_64(0), PAF_OUT_32(64))
+PAF_WARPGROUP_PRODUCT(256, PAF_REGISTERS_128, 128, 129, 130, PAF_OUT_64(0), PAF_OUT_64(64))
 
 }  // namespace ptx

@@ -11,10 +11,12 @@ fn ptxas() -> PathBuf {
     Path::new(NVCC).with_file_name("ptxas")
 }
 
-/// Real architectures that a portable module serves: Ampere, its consumer cards, Ada, Hopper, Blackwell.
+/// Real architectures that a module serves; a portable one: Ampere, its consumer cards, Ada, Hopper, Blackwell.
 fn architectures(module: &PtxModule) -> &'static [&'static str] {
     match module.target {
         "compute_80" => &["sm_80", "sm_89", "sm_90", "sm_100", "sm_120"],
+        // Features of one architecture, which no other card runs.
+        "compute_90a" => &["sm_90a"],
         other => panic!("no architectures are listed for {other}"),
     }
 }
@@ -67,7 +69,8 @@ fn modules_assemble_without_spills_or_warnings() {
         let threads: Vec<_> = MODULES.iter().map(|module| scope.spawn(|| check(module))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a module does not assemble cleanly")).sum()
     });
-    assert!(kernels > 5 * 2 * (12 + 15 + 6), "the assembler reported only {kernels} kernels");
+    // For two element types: the portable GEMM and attention and the norms on five architectures, Hopper's GEMM on its own.
+    assert!(kernels > 2 * (5 * (8 + 15 + 6) + 8), "the assembler reported only {kernels} kernels");
 }
 
 #[test]

@@ -74,7 +74,7 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, attention: &Atte
         causal: causal.into(),
         padding: 0,
     };
-    let grid = Grid { x: batch * seq_len.div_ceil(tile.rows()), y: heads };
+    let grid = Grid::new(batch * seq_len.div_ceil(tile.rows()), heads);
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
     unsafe { function.launch(stream, grid, &parameters) }
 }

@@ -83,6 +83,7 @@ struct Inner {
     kernels: [OnceLock<Result<Kernels>>; 2],
     context: Arc<CudaContext>,
     info: DeviceInfo,
+    portable: bool,
     lost: OnceLock<String>,
     /// Held while a stream captures and while the device is synchronised: the driver lets neither happen during the other,
     /// whichever threads they are on.
@@ -102,6 +103,19 @@ impl Device {
     /// [`Error::NoDriver`], [`Error::NoDevice`]; [`Error::DriverTooOld`] for this build's PTX; [`Error::Unsupported`]
     /// below compute capability 8.0; [`Error::Cuda`] for whatever else the driver says.
     pub fn new(ordinal: usize) -> Result<Self> {
+        Self::open(ordinal, false)
+    }
+
+    /// Opens device `ordinal` for the portable kernels only, which run on every card: to test and to measure them on one that
+    /// has kernels of its own.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn portable(ordinal: usize) -> Result<Self> {
+        Self::open(ordinal, true)
+    }
+
+    fn open(ordinal: usize, portable: bool) -> Result<Self> {
         let count = device_count()?;
         if ordinal >= count {
             return Err(Error::NoDevice { ordinal, count });
@@ -125,7 +139,8 @@ impl Device {
             });
         }
         let kernels = [OnceLock::new(), OnceLock::new()];
-        Ok(Self { inner: Arc::new(Inner { kernels, context, info, lost: OnceLock::new(), capturing: Mutex::new(()) }) })
+        let (lost, capturing) = (OnceLock::new(), Mutex::new(()));
+        Ok(Self { inner: Arc::new(Inner { kernels, context, info, portable, lost, capturing }) })
     }
 
     /// What the device is.
@@ -214,6 +229,12 @@ impl Device {
             Dtype::F16 => 1,
         };
         self.inner.kernels[index].get_or_init(|| Kernels::load(self, dtype)).as_ref().map_err(Clone::clone)
+    }
+
+    /// Whether Hopper's own kernels run here.
+    pub(super) fn uses_hopper_kernels(&self) -> bool {
+        // Code for 9.0 with its architecture-specific instructions runs on 9.0 alone.
+        self.inner.info.compute_capability == (9, 0) && !self.inner.portable
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {

@@ -1,45 +1,27 @@
-//! Launcher of kernels/gemm_sm80.cu: `C[M,N] = epilogue(A[M,K] · W[N,K]ᵀ + b)`.
+//! Matrix products: `C[M,N] = act(A[M,K] · W[N,K]ᵀ + b) + R`, K in one piece or two. What they are, what they check, and
+//! which of the two kernels runs them: [`sm80`] anywhere, [`sm90`] on Hopper.
 
-use bytemuck::NoUninit;
+pub(super) mod sm80;
+pub(super) mod sm90;
+mod variant;
 
-use super::device::Stream;
-use super::launch::{Grid, Kernels};
+use super::device::{Device, Stream};
+use super::launch::Kernels;
 use super::memory::Matrix;
 use super::plan;
-use super::tiles::GEMM_TILES;
+use super::tiles::GEMM_TILE_K;
 use crate::config::HiddenAct;
 use crate::error::{Error, Result};
+pub use variant::{Cluster, GemmVariant};
 
 /// What happens to the product before it is rounded and stored.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Epilogue {
-    Bias,
-    BiasActivation,
-    BiasResidual,
-}
-
-impl Epilogue {
-    pub(super) const ALL: [Self; 3] = [Self::Bias, Self::BiasActivation, Self::BiasResidual];
-    pub(super) const COUNT: usize = Self::ALL.len();
-
-    /// As in the kernels' names.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Bias => "bias",
-            Self::BiasActivation => "bias_activation",
-            Self::BiasResidual => "bias_residual",
-        }
-    }
-}
-
-/// The epilogue with its operand.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Then {
     /// `+ b`
     Bias,
-    /// `act(· + b)`
-    Activation(HiddenAct),
-    /// `+ b + R`, R of C's shape and stride; R may be C itself
+    /// `act(· + b)` in the columns from this one on, `+ b` in those before.
+    Activation(HiddenAct, usize),
+    /// `+ b + R`, R of C's shape and stride; R may be C itself.
     Residual(Matrix),
 }
 
@@ -48,73 +30,87 @@ pub(super) enum Then {
 pub(super) struct Gemm {
     pub(super) a: Matrix,
     pub(super) w: Matrix,
+    /// A second pair: `A·Wᵀ + A₂·W₂ᵀ`, the product along the concatenation of both Ks.
+    pub(super) second: Option<(Matrix, Matrix)>,
     pub(super) bias: u64,
     pub(super) then: Then,
     pub(super) c: Matrix,
-    /// Row of [`GEMM_TILES`] to use instead of the planned one.
-    pub(super) tile: Option<usize>,
+    /// Instead of the planned one.
+    pub(super) variant: Option<GemmVariant>,
+    /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. That kernel
+    /// must write neither W nor the bias. Only Hopper's kernel can; it is no more than a hint.
+    pub(super) overlap: bool,
 }
 
-/// `GemmParams` of the kernel.
-#[repr(C)]
-#[derive(Clone, Copy, NoUninit)]
-struct Params {
-    a: u64,
-    w: u64,
-    bias: u64,
-    residual: u64,
-    c: u64,
-    m: i32,
-    n: i32,
-    k: i32,
-    lda: i32,
-    ldw: i32,
-    ldc: i32,
-    activation: i32,
-    group_m: i32,
+impl Gemm {
+    /// `c = a·wᵀ + bias`, as planned.
+    pub(super) fn new(a: Matrix, w: Matrix, bias: u64, then: Then, c: Matrix) -> Self {
+        Self { a, w, second: None, bias, then, c, variant: None, overlap: false }
+    }
+
+    /// (M, N).
+    fn shape(&self) -> (usize, usize) {
+        (self.c.rows, self.c.cols)
+    }
+
+    /// Steps along K of both pairs.
+    fn steps(&self) -> [usize; 2] {
+        [self.a.cols.div_ceil(GEMM_TILE_K), self.second.map_or(0, |(a, _)| a.cols.div_ceil(GEMM_TILE_K))]
+    }
+
+    /// Number of the activation, first column that gets it, pointer to the residual: as the kernels know them.
+    fn epilogue(&self) -> (i32, i32, Option<&Matrix>) {
+        match &self.then {
+            Then::Bias => (0, i32::MAX, None),
+            Then::Activation(act, from) => (activation_number(*act), i32::try_from(*from).unwrap_or(i32::MAX), None),
+            Then::Residual(residual) => (0, i32::MAX, Some(residual)),
+        }
+    }
+}
+
+/// The planner's choice for this device; `steps` are of 64 along K.
+pub(super) fn planned(kernels: &Kernels, device: &Device, m: usize, n: usize, steps: usize) -> Result<GemmVariant> {
+    Ok(match &kernels.gemm_sm90 {
+        Some(hopper) => plan::gemm_sm90(m, n, steps, hopper.room()),
+        None => {
+            let portable = kernels.gemm_sm80(device)?;
+            let multiprocessors = device.info().multiprocessors as usize;
+            plan::gemm_sm80(m, n, steps, multiprocessors, |tile| portable.has(tile))
+        }
+    })
 }
 
 /// Launches the product on `stream`.
 ///
 /// # Safety
 /// The matrices (and the bias) are live on the stream's device until the stream has run the kernel, and nothing else
-/// writes what it reads, or touches what it writes, meanwhile.
+/// writes what it reads, or touches what it writes, meanwhile; with `overlap`, neither does the kernel before it with
+/// weights and bias.
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> Result<()> {
     gemm.check()?;
-    let (m, n, k) = (gemm.c.rows, gemm.c.cols, gemm.a.cols);
-    let multiprocessors = stream.device().info().multiprocessors as usize;
-    let index = match gemm.tile {
-        Some(index) => index,
-        None => plan::gemm_tile(m, n, k, multiprocessors, |index| kernels.gemm[index].is_some()),
+    let ((m, n), steps) = (gemm.shape(), gemm.steps().iter().sum());
+    let variant = match gemm.variant {
+        Some(variant) => variant,
+        None => planned(kernels, stream.device(), m, n, steps)?,
     };
-    let tile = &GEMM_TILES[index];
-    let (epilogue, activation, residual) = match gemm.then {
-        Then::Bias => (Epilogue::Bias, 0, 0),
-        Then::Activation(act) => (Epilogue::BiasActivation, activation_number(act), 0),
-        Then::Residual(residual) => (Epilogue::BiasResidual, 0, residual.pointer),
-    };
-    let function = kernels.gemm.get(index).and_then(Option::as_ref).ok_or_else(|| Error::Unsupported {
-        what: format!("GEMM tile {} ({} bytes of shared memory)", tile.name, tile.shared_bytes()),
-        remedy: "choose a smaller tile for this device".into(),
-    })?;
-    let parameters = Params {
-        a: gemm.a.pointer,
-        w: gemm.w.pointer,
-        bias: gemm.bias,
-        residual,
-        c: gemm.c.pointer,
-        m: m as i32,
-        n: n as i32,
-        k: k as i32,
-        lda: gemm.a.stride as i32,
-        ldw: gemm.w.stride as i32,
-        ldc: gemm.c.stride as i32,
-        activation,
-        group_m: plan::GROUP_M as i32,
-    };
-    let grid = Grid { x: m.div_ceil(tile.m) * n.div_ceil(tile.n), y: 1 };
-    // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
-    unsafe { function[epilogue as usize].launch(stream, grid, &parameters) }
+    // SAFETY: shapes were checked; liveness is the caller's promise.
+    match variant {
+        GemmVariant::Sm80 { tile } => unsafe { kernels.gemm_sm80(stream.device())?.launch(stream, gemm, tile) },
+        GemmVariant::Sm90 { tile, cluster, stages } => match &kernels.gemm_sm90 {
+            Some(hopper) => unsafe { hopper.launch(stream, kernels.dtype(), gemm, tile, cluster, stages) },
+            None => Err(Error::Unsupported {
+                what: format!("GEMM variant {variant}"),
+                remedy: "it needs a device of compute capability 9.0, opened with its kernels enabled".into(),
+            }),
+        },
+    }
+}
+
+/// Most rows, columns and elements along K: indices and the tensor copies' coordinates stay within 32 bits.
+const MAX_ROWS: usize = 1 << 20;
+
+fn no_such_tile(tile: usize) -> Error {
+    Error::mismatch("gemm", "tile", tile, "a row of the kernel's table (see GemmVariant's names)")
 }
 
 /// As numbered in kernels/activation.cuh.
@@ -129,7 +125,7 @@ fn activation_number(act: HiddenAct) -> i32 {
 impl Gemm {
     fn check(&self) -> Result<()> {
         const OPERATION: &str = "gemm";
-        let Self { a, w, c, bias, .. } = self;
+        let Self { a, w, c, bias, second, .. } = self;
         let shape = |matrix: &Matrix| format!("{} × {}", matrix.rows, matrix.cols);
         if a.cols != w.cols || w.rows != c.cols || a.rows != c.rows {
             return Err(Error::mismatch(
@@ -147,8 +143,17 @@ impl Gemm {
                 "none 0, N and K multiples of 8",
             ));
         }
+        if c.rows > MAX_ROWS || c.cols > MAX_ROWS || a.cols > MAX_ROWS {
+            let got = format!("{}, {}, {}", c.rows, c.cols, a.cols);
+            return Err(Error::mismatch(OPERATION, "M, N, K", got, format!("at most {MAX_ROWS} each")));
+        }
         for (what, matrix) in [("A", a), ("W", w), ("C", c)] {
             matrix.check_aligned(OPERATION, what)?;
+        }
+        if let Some((a2, w2)) = second {
+            // The same rules for the second pair, which is a product of its own into the same C.
+            let pair = Self { a: *a2, w: *w2, second: None, then: Then::Bias, ..*self };
+            pair.check()?;
         }
         if !bias.is_multiple_of(16) {
             return Err(Error::mismatch(OPERATION, "bias", format!("at {bias:#x}"), "a 16-byte aligned pointer"));
@@ -194,7 +199,9 @@ mod tests {
             bias: 0,
             then: Then::Bias,
             c: matrix(0x30_0000, 5, 24),
-            tile: None,
+            second: None,
+            variant: None,
+            overlap: false,
         }
     }
 
@@ -210,6 +217,10 @@ mod tests {
             (Gemm { bias: 0x104, ..gemm() }, "0x104"),
             (Gemm { then: Then::Residual(matrix(0x40_0000, 5, 32)), ..gemm() }, "5 × 32"),
             (Gemm { then: Then::Residual(matrix(0x30_0010, 5, 24)), ..gemm() }, "partly overlapping"),
+            (Gemm { second: Some((matrix(0x50_0000, 4, 8), matrix(0x60_0000, 24, 8))), ..gemm() }, "A 4 × 8"),
+            (Gemm { second: Some((matrix(0x50_0000, 5, 8), matrix(0x60_0004, 24, 8))), ..gemm() }, "0x600004"),
+            (Gemm { second: Some((matrix(0x30_0000, 5, 8), matrix(0x60_0000, 24, 8))), ..gemm() }, "overlapping A"),
+            (Gemm { c: matrix(0x30_0000, 1 << 21, 24), a: matrix(0x8000_0000, 1 << 21, 64), ..gemm() }, "2097152"),
             (Gemm { a: matrix(0x10_0000, 5, 60), w: matrix(0x20_0000, 24, 60), ..gemm() }, "5, 24, 60"),
         ];
         for (bad, part) in cases {

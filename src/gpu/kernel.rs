@@ -4,12 +4,15 @@
 //! operands belong to the call until the stream has run it.
 
 use super::attention::{self, Attention};
-use super::device::Stream;
+use super::device::{Device, Stream};
 use super::encoder::Batch;
 use super::gemm::{self, Gemm, Then};
+pub use super::gemm::{Cluster, GemmVariant};
+use super::graph::Graph;
 use super::memory::Tensor;
 use super::norm::{self, Join, NormOutput};
-use super::tiles::{ATTENTION_TILES, GEMM_TILES};
+use super::plan;
+use super::tiles::{ATTENTION_TILES, GEMM_SM80_TILES};
 use crate::config::HiddenAct;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -21,13 +24,57 @@ pub enum Epilogue<'a> {
     None,
     /// The activation function.
     Activation(HiddenAct),
+    /// The activation function in the columns from this one on, for products side by side: `[Wqkv; W1]`.
+    ActivationFrom(HiddenAct, usize),
     /// Adds a matrix of the output's shape.
     Residual(&'a Tensor),
 }
 
-/// Names of the GEMM's tiles, rows of the output by columns, e.g. `128x128`.
-pub fn gemm_tiles() -> impl Iterator<Item = &'static str> {
-    GEMM_TILES.iter().map(|tile| tile.name)
+/// A product to compute: `epilogue(a[M,K] · w[N,K]ᵀ + bias[1,N])`, accumulated in fp32.
+#[derive(Debug, Clone, Copy)]
+pub struct Product<'a> {
+    /// Activations, `[M, K]`.
+    pub a: &'a Tensor,
+    /// Weights, `[N, K]`.
+    pub w: &'a Tensor,
+    /// Another pair, `[M, K₂]` and `[N, K₂]`, whose product is added before the bias: the product along the concatenation of
+    /// both Ks, as `[context | inner] · [Wo | W2]ᵀ`.
+    pub second: Option<(&'a Tensor, &'a Tensor)>,
+    /// `[1, N]`.
+    pub bias: Option<&'a Tensor>,
+    /// What follows.
+    pub epilogue: Epilogue<'a>,
+    /// `None` leaves the choice to the planner.
+    pub variant: Option<GemmVariant>,
+    /// Lets the kernel begin, and load weights, while the kernel before it on the stream still runs (programmatic dependent
+    /// launch, on Hopper; elsewhere it changes nothing). That kernel must not write `w` or `bias`.
+    pub overlap: bool,
+}
+
+impl<'a> Product<'a> {
+    /// `a · wᵀ` and nothing else.
+    pub fn new(a: &'a Tensor, w: &'a Tensor) -> Self {
+        Self { a, w, second: None, bias: None, epilogue: Epilogue::None, variant: None, overlap: false }
+    }
+}
+
+/// The ways in which `device` could compute a product of that shape: the portable kernel's, then, on Hopper, those of its
+/// own kernel that are worth considering.
+pub fn gemm_variants(device: &Device, m: usize, k: usize) -> Vec<GemmVariant> {
+    let steps = k.div_ceil(super::tiles::GEMM_TILE_K);
+    let mut variants: Vec<_> = (0..GEMM_SM80_TILES.len()).map(|tile| GemmVariant::Sm80 { tile }).collect();
+    if device.uses_hopper_kernels() {
+        variants.extend(plan::sm90_variants(m, steps, device.info().shared_bytes_per_block as usize));
+    }
+    variants
+}
+
+/// What the planner chooses for a product of that shape, K being the sum over both pairs if there are two.
+///
+/// # Errors
+/// [`Error::Cuda`], [`Error::ContextLost`] where the kernels cannot be loaded.
+pub fn planned_gemm(device: &Device, dtype: Dtype, m: usize, n: usize, k: usize) -> Result<GemmVariant> {
+    gemm::planned(device.kernels(dtype)?, device, m, n, k.div_ceil(super::tiles::GEMM_TILE_K))
 }
 
 /// Query rows of the attention kernel's tiles for a head width; empty where there is no kernel for it.
@@ -35,49 +82,53 @@ pub fn attention_tiles(head_dim: usize) -> impl Iterator<Item = usize> {
     ATTENTION_TILES.iter().filter(move |tile| tile.head_dim == head_dim).map(|tile| tile.rows())
 }
 
-/// `c[M,N] = epilogue(a[M,K] · w[N,K]ᵀ + bias[1,N])`, accumulated in fp32. `tile` is one of [`gemm_tiles`]; `None` leaves
-/// the choice to the planner.
+/// Enqueues `c[M,N] = product`.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for shapes that do not fit, N or K not a multiple of 8, an unknown tile, tensors of different types
-/// or devices; [`Error::Unsupported`] for a tile that the device has too little shared memory for; [`Error::Cuda`],
+/// [`Error::Mismatch`] for shapes that do not fit, N or K not a multiple of 8, a variant that cannot do the shape, tensors of
+/// different types or devices; [`Error::Unsupported`] for a variant that the device cannot run; [`Error::Cuda`],
 /// [`Error::ContextLost`].
-pub fn gemm(
-    stream: &Stream,
-    a: &Tensor,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    epilogue: Epilogue<'_>,
-    c: &mut Tensor,
-    tile: Option<&str>,
-) -> Result<()> {
+pub fn gemm(stream: &Stream, product: &Product<'_>, c: &mut Tensor) -> Result<()> {
     const OPERATION: &str = "gemm";
-    let tile =
-        match tile {
-            None => None,
-            Some(name) => Some(gemm_tiles().position(|known| known == name).ok_or_else(|| {
-                Error::mismatch(OPERATION, "tile", name, gemm_tiles().collect::<Vec<_>>().join(", "))
-            })?),
-        };
+    let &Product { a, w, second, bias, epilogue, variant, overlap } = product;
     let residual = match epilogue {
         Epilogue::Residual(tensor) => Some(tensor),
         _ => None,
     };
-    let dtype = same_kind(OPERATION, stream, [a, w, c].into_iter().chain(bias).chain(residual))?;
+    let of_second = second.into_iter().flat_map(|(a, w)| [a, w]);
+    let dtype = same_kind(OPERATION, stream, [a, w, c].into_iter().chain(of_second).chain(bias).chain(residual))?;
     if let Some(bias) = bias {
         check_shape(OPERATION, "bias", bias, (1, c.shape().1))?;
     }
     let then = match epilogue {
         Epilogue::None => Then::Bias,
-        Epilogue::Activation(act) => Then::Activation(act),
+        Epilogue::Activation(act) => Then::Activation(act, 0),
+        Epilogue::ActivationFrom(act, column) => Then::Activation(act, column),
         Epilogue::Residual(tensor) => Then::Residual(tensor.matrix()),
     };
     let bias = bias.map_or(0, |bias| bias.matrix().pointer);
-    let gemm = Gemm { a: a.matrix(), w: w.matrix(), bias, then, c: c.matrix(), tile };
+    let second = second.map(|(a, w)| (a.matrix(), w.matrix()));
+    let gemm = Gemm { second, variant, overlap, ..Gemm::new(a.matrix(), w.matrix(), bias, then, c.matrix()) };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
-    // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.
+    // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed; what the kernel before
+    // this one writes is the caller's promise.
     unsafe { gemm::launch(kernels, stream, &gemm) }
+}
+
+/// Records products into a graph, one after the other into the same `c`, which with their operands stays borrowed.
+///
+/// # Errors
+/// As [`gemm`]; [`Error::Cuda`] for an empty list.
+pub fn record_gemms<'a>(stream: &Stream, products: &[Product<'a>], c: &'a mut Tensor) -> Result<Graph<'a>> {
+    if let Some(product) = products.first() {
+        // What a variant needs is loaded before the capture, in which nothing may be.
+        let kernels = stream.device().kernels(product.a.dtype())?;
+        if products.iter().any(|product| matches!(product.variant, Some(GemmVariant::Sm80 { .. }))) {
+            kernels.gemm_sm80(stream.device())?;
+        }
+    }
+    Graph::record(stream, || products.iter().try_for_each(|product| gemm(stream, product, c)))
 }
 
 /// `out = softmax(Q·Kᵀ/√head_dim)·V` per sequence and head; `qkv` is `[batch · seq_len, 3 · heads · head_dim]`: all query

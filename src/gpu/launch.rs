@@ -1,25 +1,84 @@
 //! Kernels as loaded modules and functions, and the one call that launches them.
 
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use cudarc::driver::sys::{self, CUfunction_attribute_enum as FunctionAttribute, CUjit_option_enum as JitOption};
+use bytemuck::{NoUninit, Pod, Zeroable};
+use cudarc::driver::sys::{
+    self, CUfunction_attribute_enum as FunctionAttribute, CUjit_option_enum as JitOption,
+    CUlaunchAttributeID as LaunchAttribute,
+};
 use cudarc::driver::{CudaContext, result};
 
 use super::device::{Device, Stream};
-use super::gemm::Epilogue;
+use super::gemm::sm80::Sm80Gemm;
+use super::gemm::sm90::Sm90Gemm;
+use super::memory::Matrix;
 use super::norm::NormKernel;
 use super::ptx::PtxModule;
-use super::tiles::{ATTENTION_TILES, GEMM_TILES};
+use super::tiles::ATTENTION_TILES;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
-/// Grid and block of a launch. Blocks are one-dimensional.
+/// Blocks of a launch, which are one-dimensional, and how they belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Grid {
     pub(super) x: usize,
     pub(super) y: usize,
+    /// Blocks along x that form a cluster, which run at once and reach each other's shared memory; 1 for none.
+    pub(super) cluster: usize,
+    /// Programmatic dependent launch: blocks may begin while the kernel before them in the stream still runs, and wait for
+    /// it themselves before they touch anything that it writes.
+    pub(super) overlap: bool,
+}
+
+impl Grid {
+    /// A grid without clusters that starts when the kernel before it has finished.
+    pub(super) const fn new(x: usize, y: usize) -> Self {
+        Self { x, y, cluster: 1, overlap: false }
+    }
+}
+
+/// A matrix as the tensor copies of Hopper see it, in 128-byte-swizzled boxes of 64 columns. The kernels' `TensorMap`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Default, Zeroable, Pod)]
+pub(super) struct TensorMap([u64; 16]);
+
+impl TensorMap {
+    /// With boxes of `box_rows` (at most 256) rows. The matrix has passed [`Matrix::check_aligned`].
+    pub(super) fn new(device: &Device, dtype: Dtype, matrix: &Matrix, box_rows: usize) -> Result<Self> {
+        use sys::{
+            CUtensorMapDataType as DataType, CUtensorMapFloatOOBfill as Fill, CUtensorMapInterleave as Interleave,
+        };
+        use sys::{CUtensorMapL2promotion as Promotion, CUtensorMapSwizzle as Swizzle};
+        let data_type = match dtype {
+            Dtype::Bf16 => DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            Dtype::F16 => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let sizes = [matrix.cols as u64, matrix.rows as u64];
+        let strides = [(matrix.stride * Dtype::BYTES) as u64];
+        // SAFETY: arrays of rank and rank − 1 elements, alive during the call, which only encodes them.
+        let encoded = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                data_type,
+                2,
+                matrix.pointer as *mut c_void,
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                [64, box_rows as u32].as_ptr(),
+                [1, 1].as_ptr(),
+                Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        device.check("encoding a tensor map", encoded.result())?;
+        Ok(Self(map.opaque))
+    }
 }
 
 /// A kernel, with the block and the shared memory that it was made for.
@@ -41,13 +100,58 @@ impl Function {
     /// # Safety
     /// `P` has the layout of the kernel's parameter, and every pointer in it is valid on the device for what the kernel
     /// reads and writes at these dimensions, until `stream` has run it.
-    pub(super) unsafe fn launch<P: bytemuck::NoUninit>(
+    pub(super) unsafe fn launch<P: NoUninit>(&self, stream: &Stream, grid: Grid, parameters: &P) -> Result<()> {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { self.launch_with(stream, grid, self.shared_bytes, parameters) }
+    }
+
+    /// Clusters of so many blocks, each with so much shared memory, that the device runs at once.
+    pub(super) fn active_clusters(&self, device: &Device, cluster: usize, shared_bytes: u32) -> Result<usize> {
+        let mut attribute = cluster_attribute(cluster);
+        let config = sys::CUlaunchConfig {
+            gridDimX: cluster as u32,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: self.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared_bytes,
+            hStream: std::ptr::null_mut(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        let mut clusters = 0;
+        // SAFETY: the function and the configuration are live; the driver writes one int.
+        let counted = unsafe { sys::cuOccupancyMaxActiveClusters(&mut clusters, self.raw, &config) };
+        device.check("counting the clusters that run at once", counted.result())?;
+        Ok(clusters.max(0) as usize)
+    }
+
+    /// The same with other than the usual amount of shared memory, at most the one that the function was made for.
+    ///
+    /// # Safety
+    /// As [`launch`](Self::launch).
+    pub(super) unsafe fn launch_with<P: NoUninit>(
         &self,
         stream: &Stream,
         grid: Grid,
+        shared_bytes: u32,
         parameters: &P,
     ) -> Result<()> {
+        debug_assert!(shared_bytes <= self.shared_bytes);
         let device = stream.device();
+        let overlap = sys::CUlaunchAttribute {
+            id: LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let mut attributes = [cluster_attribute(grid.cluster), overlap];
+        let wanted = match (grid.cluster > 1, grid.overlap) {
+            (true, true) => &mut attributes[..],
+            (true, false) => &mut attributes[..1],
+            (false, true) => &mut attributes[1..],
+            (false, false) => &mut [],
+        };
         // x holds 2³¹ − 1 blocks, y 65535: rows of at most 2²⁰ and heads of at most 2²⁰/32 keep inside.
         let config = sys::CUlaunchConfig {
             gridDimX: grid.x as u32,
@@ -56,10 +160,10 @@ impl Function {
             blockDimX: self.threads,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: self.shared_bytes,
+            sharedMemBytes: shared_bytes,
             hStream: stream.raw(),
-            attrs: std::ptr::null_mut(),
-            numAttrs: 0,
+            attrs: wanted.as_mut_ptr(),
+            numAttrs: wanted.len() as u32,
         };
         let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the struct before it returns; the rest is the caller's promise.
@@ -69,11 +173,23 @@ impl Function {
     }
 }
 
+fn cluster_attribute(blocks: usize) -> sys::CUlaunchAttribute {
+    let dimensions = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks as u32, y: 1, z: 1 };
+    sys::CUlaunchAttribute {
+        id: LaunchAttribute::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+        pad: [0; 4],
+        value: sys::CUlaunchAttributeValue { clusterDim: dimensions },
+    }
+}
+
 /// Every kernel for one element type.
 pub(super) struct Kernels {
-    /// `[tile][epilogue]`, in the order of [`GEMM_TILES`]; `None` where a block has too little shared memory here.
-    pub(super) gemm: Vec<Option<[Function; Epilogue::COUNT]>>,
-    /// In the order of [`ATTENTION_TILES`]; `None` as above.
+    dtype: Dtype,
+    /// Loaded at once where it is the path, else when it is first asked for.
+    gemm_sm80: OnceLock<Result<Sm80Gemm>>,
+    /// `None` where the device is no Hopper, or is to use the portable kernels only.
+    pub(super) gemm_sm90: Option<Sm90Gemm>,
+    /// In the order of [`ATTENTION_TILES`]; `None` where a block has too little shared memory here.
     pub(super) attention: Vec<Option<Function>>,
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
@@ -86,41 +202,43 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
         device.enter()?;
-        let module = |name: &str| Module::load(device, name);
-        let gemm_module = module(&format!("gemm_sm80_{dtype}"))?;
-        let attention_module = module(&format!("attention_sm80_{dtype}"))?;
-        let norm_module = module(&format!("norm_sm80_{dtype}"))?;
-        let probe_module = module("probe_sm80")?;
-
-        let fits = |shared_bytes: u32| shared_bytes <= device.info().shared_bytes_per_block;
-        let mut gemm = Vec::new();
-        for tile in GEMM_TILES {
-            let function = |epilogue: Epilogue| {
-                let name = format!("gemm_{}_{}", tile.name, epilogue.name());
-                gemm_module.function(device, &name, tile.threads(), tile.shared_bytes())
-            };
-            gemm.push(if fits(tile.shared_bytes()) {
-                let [a, b, c] = Epilogue::ALL.map(function);
-                Some([a?, b?, c?])
-            } else {
-                None
-            });
-        }
-        let mut attention = Vec::new();
-        for tile in ATTENTION_TILES {
-            attention.push(if fits(tile.shared_bytes()) {
-                Some(attention_module.function(device, &tile.kernel_name(), tile.threads(), tile.shared_bytes())?)
-            } else {
-                None
-            });
-        }
+        let attention_module = Module::load(device, &format!("attention_sm80_{dtype}"))?;
+        let norm_module = Module::load(device, &format!("norm_sm80_{dtype}"))?;
+        let probe_module = Module::load(device, "probe_sm80")?;
+        let attention = ATTENTION_TILES
+            .iter()
+            .map(|tile| {
+                attention_module.function_if_it_fits(device, &tile.kernel_name(), tile.threads(), tile.shared_bytes())
+            })
+            .collect::<Result<_>>()?;
         let norm = NormKernel::ALL
             .iter()
             .map(|kernel| norm_module.function(device, &format!("norm_{}", kernel.name), kernel.threads, 0))
             .collect::<Result<_>>()?;
         let delay = probe_module.function(device, "delay", 1, 0)?;
-        let _modules = vec![gemm_module, attention_module, norm_module, probe_module];
-        Ok(Self { gemm, attention, norm, delay, _modules })
+        let gemm_sm90 = device.uses_hopper_kernels().then(|| Sm90Gemm::load(device, dtype)).transpose()?;
+        let kernels = Self {
+            dtype,
+            gemm_sm80: OnceLock::new(),
+            gemm_sm90,
+            attention,
+            norm,
+            delay,
+            _modules: vec![attention_module, norm_module, probe_module],
+        };
+        if kernels.gemm_sm90.is_none() {
+            kernels.gemm_sm80(device)?;
+        }
+        Ok(kernels)
+    }
+
+    /// The portable GEMM.
+    pub(super) fn gemm_sm80(&self, device: &Device) -> Result<&Sm80Gemm> {
+        self.gemm_sm80.get_or_init(|| Sm80Gemm::load(device, self.dtype)).as_ref().map_err(Clone::clone)
+    }
+
+    pub(super) fn dtype(&self) -> Dtype {
+        self.dtype
     }
 }
 
@@ -129,12 +247,12 @@ impl Kernels {
     pub(super) fn hold_back(&self, stream: &Stream, time: Duration) -> Result<()> {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         // SAFETY: the kernel takes one u64 and touches no memory.
-        unsafe { self.delay.launch(stream, Grid { x: 1, y: 1 }, &nanoseconds) }
+        unsafe { self.delay.launch(stream, Grid::new(1, 1), &nanoseconds) }
     }
 }
 
 /// A module in a context; unloaded when dropped.
-struct Module {
+pub(super) struct Module {
     raw: sys::CUmodule,
     context: Arc<CudaContext>,
 }
@@ -146,7 +264,7 @@ unsafe impl Sync for Module {}
 
 impl Module {
     /// Has the driver compile the embedded PTX of that name.
-    fn load(device: &Device, name: &str) -> Result<Self> {
+    pub(super) fn load(device: &Device, name: &str) -> Result<Self> {
         let embedded = PtxModule::find(name).ok_or_else(|| Error::Unsupported {
             what: format!("kernel module {name}"),
             remedy: "this build embeds no kernels (it was made for documentation only); rebuild with nvcc".into(),
@@ -171,7 +289,20 @@ impl Module {
         }
     }
 
-    fn function(&self, device: &Device, name: &str, threads: u32, shared_bytes: u32) -> Result<Function> {
+    /// The kernel `name`, or `None` if a block of it needs more shared memory than the device gives.
+    pub(super) fn function_if_it_fits(
+        &self,
+        device: &Device,
+        name: &str,
+        threads: u32,
+        shared_bytes: u32,
+    ) -> Result<Option<Function>> {
+        let fits = shared_bytes <= device.info().shared_bytes_per_block;
+        fits.then(|| self.function(device, name, threads, shared_bytes)).transpose()
+    }
+
+    /// The kernel `name`; `shared_bytes` is at most what the device gives a block.
+    pub(super) fn function(&self, device: &Device, name: &str, threads: u32, shared_bytes: u32) -> Result<Function> {
         let entry = CString::new(name).expect("kernel names are text");
         // SAFETY: the module is loaded.
         let found = unsafe { result::module::get_function(self.raw, entry) };

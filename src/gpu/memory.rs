@@ -62,6 +62,29 @@ impl Buffer {
         Ok(values)
     }
 
+    /// Part of the content, after everything launched on the device has finished.
+    fn read_part_u16(&self, offset: usize, words: usize) -> Result<Vec<u16>> {
+        assert!((offset + words) * 2 <= self.bytes, "a read past the end of a buffer");
+        self.device.synchronize()?;
+        let mut values = vec![0u16; words];
+        // SAFETY: inside the allocation, as just checked.
+        let copied = unsafe { result::memcpy_dtoh_sync(&mut values, self.pointer + offset as u64 * 2) };
+        self.device.check("copying from the device", copied)?;
+        Ok(values)
+    }
+
+    /// Copies from `from` over and over until this buffer is full.
+    fn repeat(&self, from: &Self) -> Result<()> {
+        self.device.synchronize()?;
+        for offset in (0..self.bytes).step_by(from.bytes) {
+            let bytes = from.bytes.min(self.bytes - offset);
+            // SAFETY: inside both allocations.
+            let copied = unsafe { result::memcpy_dtod_sync(self.pointer + offset as u64, from.pointer, bytes) };
+            self.device.check("copying on the device", copied)?;
+        }
+        self.device.synchronize()
+    }
+
     /// Sets every 16-bit word, after everything launched on the device has finished.
     pub(super) fn fill_u16(&self, word: u16) -> Result<()> {
         self.device.synchronize()?;
@@ -122,6 +145,29 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// A matrix on the same device that holds this one's elements in memory order, over and over: large operands for
+    /// measurements without their passing through the host.
+    ///
+    /// # Errors
+    /// As [`poisoned`](Self::poisoned).
+    pub fn repeated(&self, rows: usize, cols: usize) -> Result<Self> {
+        let tensor = Self::uninitialised(self.device(), self.dtype, rows, cols)?;
+        tensor.buffer.repeat(&self.buffer)?;
+        Ok(tensor)
+    }
+
+    /// One row as f32, after everything launched on the device has finished.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for a row that is not there; an error of any kernel that ran before.
+    pub fn row(&self, row: usize) -> Result<Vec<f32>> {
+        if row >= self.rows {
+            return Err(Error::mismatch("Tensor::row", "row", row, format!("less than {}", self.rows)));
+        }
+        let bits = self.buffer.read_part_u16(row * self.cols, self.cols)?;
+        Ok(bits.into_iter().map(|bits| self.dtype.from_bits(bits)).collect())
+    }
+
     /// Sets every element to NaN, after everything launched on the device has finished.
     ///
     /// # Errors
@@ -168,6 +214,11 @@ impl Tensor {
     /// The device that it lives on.
     pub fn device(&self) -> &Device {
         &self.buffer.device
+    }
+
+    #[cfg(feature = "cli")]
+    pub(super) fn pointer(&self) -> u64 {
+        self.buffer.pointer
     }
 
     pub(super) fn matrix(&self) -> Matrix {

@@ -16,6 +16,8 @@ pub mod kernel;
 mod launch;
 mod memory;
 mod norm;
+#[cfg(feature = "cli")]
+pub mod peer;
 mod plan;
 pub mod ptx;
 mod schedule;

@@ -101,7 +101,7 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> 
         seq_len: join.seq_len as i32,
         eps: join.eps,
     };
-    let grid = Grid { x: rows.div_ceil(NormKernel::ALL[index].rows_per_block()), y: 1 };
+    let grid = Grid::new(rows.div_ceil(NormKernel::ALL[index].rows_per_block()), 1);
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
     unsafe { kernels.norm[index].launch(stream, grid, &parameters) }
 }

@@ -212,14 +212,14 @@ impl Run<'_> {
         let inner = self.scratch.inner;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            self.product(stream, input, layer.w_1, layer.b_1, Then::Activation(self.config.hidden_act), inner)?;
+            self.product(stream, input, layer.w_1, layer.b_1, Then::Activation(self.config.hidden_act, 0), inner)?;
             self.product(stream, inner, layer.w_2, layer.b_2, then, out)
         }
     }
 
     unsafe fn product(&self, stream: &Stream, a: Matrix, w: Matrix, bias: u64, then: Then, c: Matrix) -> Result<()> {
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { gemm::launch(self.kernels, stream, &Gemm { a, w, bias, then, c, tile: None }) }
+        unsafe { gemm::launch(self.kernels, stream, &Gemm::new(a, w, bias, then, c)) }
     }
 
     /// Residual sum and norms, on the stream that carries the layer.

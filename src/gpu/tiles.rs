@@ -1,8 +1,11 @@
 //! The tables of kernels/tiles.cuh, as the build script read them.
 
-/// One row of `GEMM_TILES`.
+/// Elements along K in a stage of either GEMM.
+pub(crate) const GEMM_TILE_K: usize = 64;
+
+/// One row of `GEMM_SM80_TILES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct GemmTile {
+pub(crate) struct Sm80GemmTile {
     pub(crate) name: &'static str,
     pub(crate) m: usize,
     pub(crate) n: usize,
@@ -12,14 +15,56 @@ pub(crate) struct GemmTile {
     pub(crate) stages: usize,
 }
 
-impl GemmTile {
+impl Sm80GemmTile {
     pub(crate) const fn threads(&self) -> u32 {
         (self.m / self.warp_m * (self.n / self.warp_n) * self.slices * 32) as u32
     }
 
-    /// `Gemm::SHARED` of kernels/gemm_sm80.cu: stages of 64 elements of each row of both tiles.
+    /// `Gemm::SHARED` of kernels/gemm_sm80.cu: stages of each row of both tiles.
     pub(crate) const fn shared_bytes(&self) -> u32 {
-        (self.stages * (self.m + self.n) * 64 * 2) as u32
+        (self.stages * (self.m + self.n) * GEMM_TILE_K * 2) as u32
+    }
+}
+
+/// Most stages of the Hopper GEMM, as in kernels/tiles.cuh.
+pub(crate) const GEMM_MAX_STAGES: usize = 16;
+
+/// One row of `GEMM_SM90_TILES`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sm90GemmTile {
+    pub(crate) name: &'static str,
+    /// Tokens.
+    pub(crate) m: usize,
+    /// Rows of W.
+    pub(crate) n: usize,
+    /// Tokens that leave at once.
+    pub(crate) chunk: usize,
+}
+
+impl Sm90GemmTile {
+    /// A warpgroup for each 64 rows of W, and the producers' two warps.
+    pub(crate) const fn threads(&self) -> u32 {
+        (self.n / 64 * 128 + 64) as u32
+    }
+
+    pub(crate) const fn stage_bytes(&self) -> usize {
+        (self.m + self.n) * GEMM_TILE_K * 2
+    }
+
+    /// Stages, output buffers, barriers, sums that the blocks of a split send each other: in the order of `Place` in
+    /// kernels/gemm_sm90.cu.
+    pub(crate) const fn shared_bytes(&self, stages: usize, split: usize) -> usize {
+        let warpgroups = self.n / 64;
+        let buffers = if self.m > self.chunk { 2 } else { 1 };
+        let barriers = (2 * GEMM_MAX_STAGES + 2 * warpgroups + 2) * 8;
+        // A block gets from each block the sums of the groups of eight tokens that it finishes.
+        let sums = if split > 1 { split * (self.m / 8).div_ceil(split) * warpgroups * (8 * 64 * 4) } else { 0 };
+        stages * self.stage_bytes() + warpgroups * buffers * self.chunk * 64 * 2 + barriers + sums
+    }
+
+    /// Most stages that fit so much shared memory.
+    pub(crate) fn stages_in(&self, shared_bytes: usize, split: usize) -> usize {
+        (shared_bytes.saturating_sub(self.shared_bytes(0, split)) / self.stage_bytes()).min(GEMM_MAX_STAGES)
     }
 }
 

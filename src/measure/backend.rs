@@ -212,16 +212,7 @@ mod gpu {
         }
 
         fn machine(&self) -> Machine {
-            let info = self.device.info();
-            let version = |(major, minor): (u32, u32)| Some(format!("{major}.{minor}"));
-            Machine {
-                device: Some(info.name.clone()),
-                compute_capability: version(info.compute_capability),
-                multiprocessors: Some(info.multiprocessors),
-                driver: self.monitor.driver(),
-                cuda_driver_version: version(info.cuda_driver_version),
-                ..machine::host()
-            }
+            machine::with_device(&self.device, &self.monitor)
         }
 
         fn state(&self) -> Option<DeviceState> {

@@ -19,6 +19,21 @@ pub(super) fn host() -> Machine {
     }
 }
 
+/// The host, with a GPU.
+#[cfg(feature = "cuda")]
+pub(super) fn with_device(device: &crate::gpu::Device, monitor: &Monitor) -> Machine {
+    let info = device.info();
+    let version = |(major, minor): (u32, u32)| Some(format!("{major}.{minor}"));
+    Machine {
+        device: Some(info.name.clone()),
+        compute_capability: version(info.compute_capability),
+        multiprocessors: Some(info.multiprocessors),
+        driver: monitor.driver(),
+        cuda_driver_version: version(info.cuda_driver_version),
+        ..host()
+    }
+}
+
 /// Clocks, power and temperature of one device, where the driver's management library is there to tell.
 #[cfg(feature = "cuda")]
 pub(super) struct Monitor {

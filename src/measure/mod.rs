@@ -5,6 +5,8 @@
 //! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]).
 
 mod backend;
+#[cfg(feature = "cuda")]
+pub mod gemm;
 mod machine;
 pub mod report;
 pub mod roofline;

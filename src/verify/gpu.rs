@@ -10,7 +10,7 @@ use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, S
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::gpu::kernel::{self, Epilogue, Norm};
+use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
 use crate::weights::{LayerWeights, NormWeights, random_activations, random_layers};
 
@@ -36,88 +36,152 @@ fn worse(a: Comparison, b: Comparison) -> Comparison {
     if share(&b) > share(&a) { b } else { a }
 }
 
+/// What a GEMM case does beside the product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Finish {
     Plain,
     NoBias,
     Act(HiddenAct),
+    /// Only in the columns from the middle on, which falls amid a tile.
+    ActFrom(HiddenAct),
     Residual,
+    /// Two pairs of operands, and a bias.
+    Pairs,
+    /// Two pairs and a residual.
+    PairsResidual,
 }
 
 impl Finish {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 9] = [
         Self::Plain,
         Self::NoBias,
         Self::Act(HiddenAct::Gelu),
         Self::Act(HiddenAct::GeluNew),
         Self::Act(HiddenAct::Relu),
+        Self::ActFrom(HiddenAct::Gelu),
         Self::Residual,
+        Self::Pairs,
+        Self::PairsResidual,
     ];
 
-    fn name(self) -> &'static str {
+    fn name(self) -> String {
         match self {
-            Self::Plain => "bias",
-            Self::NoBias => "plain",
-            Self::Act(act) => act.name(),
-            Self::Residual => "residual",
+            Self::Plain => "bias".into(),
+            Self::NoBias => "plain".into(),
+            Self::Act(act) => act.name().into(),
+            Self::ActFrom(act) => format!("{}-from", act.name()),
+            Self::Residual => "residual".into(),
+            Self::Pairs => "pairs".into(),
+            Self::PairsResidual => "pairs-residual".into(),
         }
+    }
+
+    fn has_pairs(self) -> bool {
+        matches!(self, Self::Pairs | Self::PairsResidual)
+    }
+
+    fn has_residual(self) -> bool {
+        matches!(self, Self::Residual | Self::PairsResidual)
     }
 }
 
 fn gemm_cases(device: &Device) -> Vec<Case> {
-    const SHAPES: [(usize, usize, usize); 7] =
-        [(1, 8, 8), (3, 40, 24), (37, 136, 72), (64, 32, 64), (65, 264, 200), (129, 296, 136), (257, 520, 1032)];
+    // One shape meets every epilogue; the others take turns with them. Splits of K need eight steps of 64.
+    const EVERY_FINISH: (usize, usize, usize) = (65, 264, 200);
+    const EVERY_FINISH_SPLIT: (usize, usize, usize) = (65, 264, 584);
+    const SHAPES: [(usize, usize, usize); 6] =
+        [(1, 8, 8), (3, 40, 24), (37, 136, 72), (64, 32, 64), (129, 296, 136), (257, 520, 1032)];
+    const SPLIT_SHAPES: [(usize, usize, usize); 4] = [(1, 8, 520), (37, 136, 584), (129, 296, 520), (257, 520, 1032)];
+    // More tiles than a persistent kernel has blocks.
+    const MANY_TILES: (usize, usize, usize) = (300, 9000, 72);
     let mut cases = Vec::new();
     for dtype in DTYPES {
         // The planner's choice too: it may be any of them, or one that this list has forgotten.
-        for tile in kernel::gemm_tiles().map(Some).chain([None]) {
-            for finish in Finish::ALL {
-                for (m, n, k) in SHAPES {
-                    let tile_name = tile.unwrap_or("planned");
-                    let name = format!("gemm {dtype} {tile_name} {} {m}x{n}x{k}", finish.name());
-                    let device = device.clone();
-                    cases.push(Case::new(name, move || gemm(&device, dtype, tile, finish, (m, n, k))));
-                }
+        for (i, variant) in gemm_variants(device).into_iter().map(Some).chain([None]).enumerate() {
+            let split = matches!(variant, Some(GemmVariant::Sm90 { cluster: Cluster::Split(_), .. }));
+            let persistent = matches!(variant, Some(GemmVariant::Sm90 { cluster: Cluster::Share { .. }, .. }));
+            let every = if split { EVERY_FINISH_SPLIT } else { EVERY_FINISH };
+            let others: &[_] = if split { &SPLIT_SHAPES } else { &SHAPES };
+            let turns = others.iter().chain(persistent.then_some(&MANY_TILES)).enumerate();
+            let turns = turns.map(|(j, &shape)| (shape, Finish::ALL[(i + j) % Finish::ALL.len()]));
+            for ((m, n, k), finish) in Finish::ALL.map(|finish| (every, finish)).into_iter().chain(turns) {
+                let variant_name = variant.map_or("planned".to_owned(), |variant| variant.to_string());
+                let name = format!("gemm {dtype} {variant_name} {} {m}x{n}x{k}", finish.name());
+                let device = device.clone();
+                cases.push(Case::new(name, move || gemm(&device, dtype, variant, finish, (m, n, k))));
             }
         }
     }
     cases
 }
 
+/// Every tile of every kernel that runs here, with every kind of cluster, and few and many stages.
+fn gemm_variants(device: &Device) -> Vec<GemmVariant> {
+    let mut variants = kernel::gemm_variants(device, 1 << 20, 1 << 20);
+    variants.extend(kernel::gemm_variants(device, 1, 1 << 20));
+    for (i, variant) in variants.clone().into_iter().enumerate() {
+        if let GemmVariant::Sm90 { tile, cluster: Cluster::Share { n: 2, m: 1 }, stages } = variant {
+            let cluster = Cluster::Share { n: 2, m: 2 };
+            variants.push(GemmVariant::Sm90 { tile, cluster, stages: if i % 2 == 0 { stages } else { 3 } });
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    variants.retain(|&variant| seen.insert(variant));
+    variants
+}
+
 fn gemm(
     device: &Device,
     dtype: Dtype,
-    tile: Option<&str>,
+    variant: Option<GemmVariant>,
     finish: Finish,
     (m, n, k): (usize, usize, usize),
 ) -> Result<Comparison> {
+    let k_2 = if finish.has_pairs() { k / 2 + 16 - k / 2 % 8 } else { 8 };
     let a = random(dtype, m, k, 1);
     // Weights of deviation 1/√k, so that results have deviation 1 at every k.
-    let w: Vec<f32> = random(dtype, n, k, 2).iter().map(|w| dtype.round(w / (k as f32).sqrt())).collect();
+    let weights = |k: usize, seed| -> Vec<f32> {
+        random(dtype, n, k, seed).iter().map(|w| dtype.round(w / (k as f32).sqrt())).collect()
+    };
+    let w = weights(k, 2);
     let (bias, residual) = (random(dtype, 1, n, 3), random(dtype, m, n, 4));
+    let (a_2, w_2) = (random(dtype, m, k_2, 5), weights(k_2, 6));
     let bias = (finish != Finish::NoBias).then_some(bias);
 
     let upload = |rows, cols, values: &[f32]| Tensor::from_host(device, dtype, rows, cols, values);
     let (a_device, w_device) = (upload(m, k, &a)?, upload(n, k, &w)?);
+    let (a_2_device, w_2_device) = (upload(m, k_2, &a_2)?, upload(n, k_2, &w_2)?);
     let bias_device = bias.as_ref().map(|bias| upload(1, n, bias)).transpose()?;
     let residual_device = upload(m, n, &residual)?;
     let mut c = Tensor::poisoned(device, dtype, m, n)?;
+    let middle = n / 2 + 3;
     let epilogue = match finish {
-        Finish::Plain | Finish::NoBias => Epilogue::None,
+        Finish::Plain | Finish::NoBias | Finish::Pairs => Epilogue::None,
         Finish::Act(act) => Epilogue::Activation(act),
-        Finish::Residual => Epilogue::Residual(&residual_device),
+        Finish::ActFrom(act) => Epilogue::ActivationFrom(act, middle),
+        Finish::Residual | Finish::PairsResidual => Epilogue::Residual(&residual_device),
     };
+    let second = finish.has_pairs().then_some((&a_2_device, &w_2_device));
     let stream = Stream::new(device)?;
-    kernel::gemm(&stream, &a_device, &w_device, bias_device.as_ref(), epilogue, &mut c, tile)?;
+    let bias_device = bias_device.as_ref();
+    let product = Product { second, bias: bias_device, epilogue, variant, ..Product::new(&a_device, &w_device) };
+    kernel::gemm(&stream, &product, &mut c)?;
     let got = c.to_host()?;
 
-    let (a, residual) = (widen(&a), widen(&residual));
+    let (a, a_2, residual) = (widen(&a), widen(&a_2), widen(&residual));
     let reference = |rounding| {
         let mut y = oracle::linear(&a, m, &w, bias.as_deref(), n, k, rounding)?;
+        if finish.has_pairs() {
+            let second = oracle::linear(&a_2, m, &w_2, None, n, k_2, rounding)?;
+            y = oracle::norm_join(&[&y, &second], n, None, 1.0, rounding)?;
+        }
         match finish {
             Finish::Act(act) => oracle::activate(act, &mut y, rounding),
-            Finish::Residual => y = oracle::norm_join(&[&y, &residual], n, None, 1.0, rounding)?,
-            Finish::Plain | Finish::NoBias => {}
+            Finish::ActFrom(act) => y.chunks_mut(n).for_each(|row| oracle::activate(act, &mut row[middle..], rounding)),
+            _ => {}
+        }
+        if finish.has_residual() {
+            y = oracle::norm_join(&[&y, &residual], n, None, 1.0, rounding)?;
         }
         Ok(y)
     };

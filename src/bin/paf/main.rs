@@ -4,6 +4,8 @@
 //! command line or the configuration asks for what cannot be.
 
 mod doctor;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod models;
 mod output;
 mod report;
@@ -31,6 +33,10 @@ enum Command {
     Speedup(Box<speedup::Arguments>),
     /// Check every kernel and layer against the f64 oracle.
     Verify(verify::Arguments),
+    /// Measure one kernel family beside what others offer.
+    #[cfg(feature = "cuda")]
+    #[command(subcommand)]
+    Kernels(kernels::Command),
     /// Look at driver, device and build, and say what to do about what is wrong.
     Doctor,
     /// List the models that --model knows, with their dimensions.
@@ -43,6 +49,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Speedup(arguments) => speedup::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        #[cfg(feature = "cuda")]
+        Command::Kernels(command) => kernels::run(&command),
         Command::Doctor => doctor::run(),
         Command::Models => models::run(),
         Command::Report(arguments) => report::run(&arguments),

@@ -1,0 +1,171 @@
+//! Launcher of kernels/gemm_sm90.cu, the GEMM for Hopper.
+
+use bytemuck::NoUninit;
+
+use super::{Cluster, Gemm};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::gpu::device::{Device, Stream};
+use crate::gpu::launch::{Function, Grid, Module, TensorMap};
+use crate::gpu::plan;
+use crate::gpu::tiles::{GEMM_SM90_TILES, Sm90GemmTile};
+
+/// The kernels of one element type.
+pub(in crate::gpu) struct Sm90Gemm {
+    /// In the order of [`GEMM_SM90_TILES`].
+    functions: Vec<Function>,
+    room: Room,
+    _module: Module,
+}
+
+/// What a device has room for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::gpu) struct Room {
+    /// Shared memory that a block may have.
+    pub(in crate::gpu) shared_bytes: usize,
+    /// `[blocks a multiprocessor − 1][log2 of blocks a cluster]`: clusters that run at once.
+    pub(in crate::gpu) clusters: [[usize; 4]; 2],
+}
+
+impl Room {
+    /// Clusters of this variant that run at once.
+    pub(in crate::gpu) fn clusters_at_once(&self, tile: &Sm90GemmTile, cluster: Cluster, stages: usize) -> usize {
+        let resident = plan::sm90_blocks_per_multiprocessor(tile, stages, cluster.split());
+        self.clusters[resident - 1][cluster.blocks().ilog2() as usize].max(1)
+    }
+}
+
+/// `GemmParams` of the kernel.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit)]
+struct Params {
+    a: [TensorMap; 2],
+    w: [TensorMap; 2],
+    c: TensorMap,
+    residual_map: TensorMap,
+    bias: u64,
+    m: i32,
+    n: i32,
+    steps: [i32; 2],
+    activation: i32,
+    activation_from: i32,
+    residual: i32,
+    log2_n: i32,
+    log2_m: i32,
+    log2_split: i32,
+    stages: i32,
+    rows: i32,
+    columns: i32,
+    group_m: i32,
+    padding: [i32; 16],
+}
+
+impl Sm90Gemm {
+    pub(in crate::gpu) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
+        let module = Module::load(device, &format!("gemm_sm90_{dtype}"))?;
+        let shared_bytes = device.info().shared_bytes_per_block;
+        let functions = GEMM_SM90_TILES
+            .iter()
+            .map(|tile| module.function(device, &format!("gemm_{}", tile.name), tile.threads(), shared_bytes))
+            .collect::<Result<Vec<_>>>()?;
+        // Clusters need multiprocessors that are neighbours, and these are not grouped in powers of two.
+        let mut clusters = [[0; 4]; 2];
+        for (resident, clusters) in clusters.iter_mut().enumerate() {
+            let shared = [shared_bytes, plan::SM90_TWO_BLOCKS_BYTES as u32][resident];
+            for (log2, clusters) in clusters.iter_mut().enumerate() {
+                // All tiles of two blocks a multiprocessor have the registers for it; the last is one of them.
+                *clusters = functions[functions.len() - 1].active_clusters(device, 1 << log2, shared)?;
+            }
+        }
+        Ok(Self { functions, room: Room { shared_bytes: shared_bytes as usize, clusters }, _module: module })
+    }
+
+    /// What the device has room for.
+    pub(in crate::gpu) fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// # Safety
+    /// As [`super::launch`]; `gemm` has been checked.
+    pub(super) unsafe fn launch(
+        &self,
+        stream: &Stream,
+        dtype: Dtype,
+        gemm: &Gemm,
+        tile_index: usize,
+        cluster: Cluster,
+        stages: usize,
+    ) -> Result<()> {
+        let tile = GEMM_SM90_TILES.get(tile_index).ok_or_else(|| super::no_such_tile(tile_index))?;
+        let steps = gemm.steps();
+        check(tile, cluster, stages, steps.iter().sum(), self.room.shared_bytes)?;
+        let device = stream.device();
+        let ((m, n), (activation, activation_from, residual)) = (gemm.shape(), gemm.epilogue());
+        let ((cluster_n, cluster_m), split, size) = (cluster.shared(), cluster.split(), cluster.blocks());
+        // Each block of a cluster loads its slice of what it shares; a split tile leaves in groups of eight tokens.
+        let (a_rows, w_rows) = (tile.m / cluster_n, tile.n / cluster_m);
+        let c_rows = if split > 1 { 8 } else { tile.chunk };
+        let (rows, columns) = (m.div_ceil(tile.m * cluster_m), n.div_ceil(tile.n * cluster_n));
+        let map = |matrix, rows| TensorMap::new(device, dtype, matrix, rows);
+        let mut parameters = Params {
+            a: [map(&gemm.a, a_rows)?, TensorMap::default()],
+            w: [map(&gemm.w, w_rows)?, TensorMap::default()],
+            c: map(&gemm.c, c_rows)?,
+            residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_rows))?,
+            bias: gemm.bias,
+            m: m as i32,
+            n: n as i32,
+            steps: steps.map(|steps| steps as i32),
+            activation,
+            activation_from,
+            residual: i32::from(residual.is_some()),
+            log2_n: cluster_n.ilog2() as i32,
+            log2_m: cluster_m.ilog2() as i32,
+            log2_split: split.ilog2() as i32,
+            stages: stages as i32,
+            rows: rows as i32,
+            columns: columns as i32,
+            group_m: (plan::GROUP_M / cluster_m).max(1) as i32,
+            padding: [0; 16],
+        };
+        if let Some((a2, w2)) = &gemm.second {
+            parameters.a[1] = map(a2, a_rows)?;
+            parameters.w[1] = map(w2, w_rows)?;
+        }
+        // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums
+        // have one place and arrive once.
+        let at_once = self.room.clusters_at_once(tile, cluster, stages);
+        let clusters = if split > 1 { rows * columns } else { at_once.min(rows * columns) };
+        let grid = Grid { x: clusters * size, y: 1, cluster: size, overlap: gemm.overlap };
+        // SAFETY: `Params` mirrors the kernel's struct; shapes were checked; liveness is the caller's promise.
+        unsafe {
+            self.functions[tile_index].launch_with(stream, grid, tile.shared_bytes(stages, split) as u32, &parameters)
+        }
+    }
+}
+
+/// What the kernel asks of a variant.
+fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: usize, shared_bytes: usize) -> Result<()> {
+    const OPERATION: &str = "gemm";
+    let most = tile.stages_in(shared_bytes, cluster.split());
+    if stages < 2 || stages > most {
+        return Err(Error::mismatch(OPERATION, "stages", stages, format!("2 to {most} for tile {}", tile.name)));
+    }
+    match cluster {
+        Cluster::Share { n, m } => {
+            // Slices are whole atoms of eight rows.
+            let fits = matches!(n, 1 | 2 | 4) && matches!(m, 1 | 2 | 4) && n * m <= 8 && (tile.m / n).is_multiple_of(8);
+            if !fits {
+                let expected = "1, 2 or 4 each way, at most 8 blocks, slices of 8 rows";
+                return Err(Error::mismatch(OPERATION, "shared cluster", format!("{n} × {m}"), expected));
+            }
+        }
+        Cluster::Split(split) => {
+            if !matches!(split, 2 | 4 | 8) || split > steps {
+                let expected = format!("2, 4 or 8, at most the {steps} steps of {} along K", super::GEMM_TILE_K);
+                return Err(Error::mismatch(OPERATION, "split of K", split, expected));
+            }
+        }
+    }
+    Ok(())
+}

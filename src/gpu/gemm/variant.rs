@@ -1,0 +1,133 @@
+//! Names of the ways to compute a product.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::Error;
+use crate::gpu::tiles::{GEMM_SM80_TILES, GEMM_SM90_TILES};
+
+/// One way to compute a product: kernel, tile, and what else it leaves open. Written `sm80:128x128`,
+/// `sm90:256x128:share2x1:stages4` or `sm90:128x64:split4:stages8`: tokens × columns of C a tile; how many neighbouring blocks
+/// along columns × tokens share loads, or how many share K; stages of 64 elements along K in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GemmVariant {
+    /// The portable kernel.
+    Sm80 {
+        /// Row of the kernel's table of tiles.
+        tile: usize,
+    },
+    /// The kernel for Hopper.
+    Sm90 {
+        /// Row of the kernel's table of tiles.
+        tile: usize,
+        /// What the blocks of a cluster have in common.
+        cluster: Cluster,
+        /// Stages in flight.
+        stages: usize,
+    },
+}
+
+/// What blocks of one cluster have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cluster {
+    /// `n × m` neighbouring tiles: what they read of A and W is loaded once.
+    Share {
+        /// Blocks along the columns of C.
+        n: usize,
+        /// Blocks along its rows.
+        m: usize,
+    },
+    /// K of one tile.
+    Split(usize),
+}
+
+impl Cluster {
+    /// Blocks that share operands: along columns of C, along its rows.
+    pub(in crate::gpu) const fn shared(self) -> (usize, usize) {
+        match self {
+            Self::Share { n, m } => (n, m),
+            Self::Split(_) => (1, 1),
+        }
+    }
+
+    /// Blocks that share K.
+    pub(in crate::gpu) const fn split(self) -> usize {
+        match self {
+            Self::Share { .. } => 1,
+            Self::Split(split) => split,
+        }
+    }
+
+    /// Blocks of the cluster.
+    pub(in crate::gpu) const fn blocks(self) -> usize {
+        let (n, m) = self.shared();
+        n * m * self.split()
+    }
+}
+
+impl fmt::Display for GemmVariant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sm80 { tile } => write!(f, "sm80:{}", GEMM_SM80_TILES[*tile].name),
+            Self::Sm90 { tile, cluster, stages } => {
+                let tile = GEMM_SM90_TILES[*tile].name;
+                match cluster {
+                    Cluster::Share { n, m } => write!(f, "sm90:{tile}:share{n}x{m}:stages{stages}"),
+                    Cluster::Split(split) => write!(f, "sm90:{tile}:split{split}:stages{stages}"),
+                }
+            }
+        }
+    }
+}
+
+impl FromStr for GemmVariant {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        parse(text).ok_or_else(|| Error::InvalidConfig {
+            field: "variant",
+            got: text.to_owned(),
+            expected: format!(
+                "sm80:TILE with TILE one of {}, or sm90:TILE:shareNxM:stagesS or sm90:TILE:splitN:stagesS with TILE one of {}",
+                GEMM_SM80_TILES.map(|tile| tile.name).join(", "),
+                GEMM_SM90_TILES.map(|tile| tile.name).join(", ")
+            ),
+        })
+    }
+}
+
+fn parse(text: &str) -> Option<GemmVariant> {
+    let parts: Vec<&str> = text.split(':').collect();
+    match parts[..] {
+        ["sm80", name] => Some(GemmVariant::Sm80 { tile: GEMM_SM80_TILES.iter().position(|tile| tile.name == name)? }),
+        ["sm90", name, cluster, stages] => {
+            let cluster = if let Some(shape) = cluster.strip_prefix("share") {
+                let (n, m) = shape.split_once('x')?;
+                Cluster::Share { n: n.parse().ok()?, m: m.parse().ok()? }
+            } else {
+                Cluster::Split(cluster.strip_prefix("split")?.parse().ok()?)
+            };
+            Some(GemmVariant::Sm90 {
+                tile: GEMM_SM90_TILES.iter().position(|tile| tile.name == name)?,
+                cluster,
+                stages: stages.strip_prefix("stages")?.parse().ok()?,
+            })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_back() {
+        for name in ["sm80:128x128", "sm90:256x128:share2x1:stages4", "sm90:128x64:split4:stages8"] {
+            assert_eq!(name.parse::<GemmVariant>().unwrap().to_string(), name);
+        }
+        for bad in ["", "sm80:7x7", "sm90:256x128", "sm90:256x128:share2:stages4", "sm90:256x128:split:stages4"] {
+            assert!(bad.parse::<GemmVariant>().unwrap_err().to_string().contains("256x128"), "{bad}");
+        }
+    }
+}
