@@ -19,7 +19,8 @@ const SOURCES: [(&str, &str, bool); 5] = [
     ("norm_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
 ];
-const HEADERS: [&str; 4] = ["ptx.cuh", "element.cuh", "activation.cuh", "tiles.cuh"];
+const HEADERS: [&str; 6] =
+    ["ptx.cuh", "element.cuh", "activation.cuh", "tiles.cuh", "gemm_sm90_tile.cuh", "gemm_sm90_finish.cuh"];
 /// The element types: the macro's value in the kernels, the suffix of the module.
 const ELEMENTS: [(&str, &str); 2] = [("Bf16", "bf16"), ("F16", "f16")];
 
@@ -102,7 +103,7 @@ fn write_index(out: &Path, modules: &[Module], nvcc: &Path, (major, minor): (u32
     let mut index = String::new();
     writeln!(index, "pub const TOOLKIT_VERSION: (u32, u32) = ({major}, {minor});")?;
     writeln!(index, "pub const NVCC: &str = {:?};", nvcc.display().to_string())?;
-    writeln!(index, "pub const MODULES: &[PtxModule] = &[")?;
+    writeln!(index, "pub static MODULES: &[PtxModule] = &[")?;
     for Module { name, target, .. } in modules {
         let path = out.join(name).with_extension("ptx");
         writeln!(
@@ -189,9 +190,11 @@ fn tiles(header: &str) -> Result<String> {
                     "    Sm80GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, slices: {slices}, \
                      stages: {stages} }},"
                 )?,
-                ("Sm90GemmTile", [name, m, n, chunk]) => {
-                    writeln!(rows, "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, chunk: {chunk} }},")?
-                }
+                ("Sm90GemmTile", [name, m, n, free, work, chunk, buffers]) => writeln!(
+                    rows,
+                    "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, in_turn: {}, chunk: {chunk}, buffers: {buffers} }},",
+                    *work == "IN_TURN"
+                )?,
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,
                     "    AttentionTile {{ head_dim: {head_dim}, warps: {warps}, warp_rows: {warp_rows}, keys: {keys} }},"

@@ -125,7 +125,23 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
     asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
 }
 
-// True in one lane of a converged warp.
+// The same for threads that need not wait for the others.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+    asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(threads) : "memory");
+}
+
+__device__ __forceinline__ uint32_t clock_low() {
+    uint32_t clocks;
+    asm volatile("mov.u32 %0, %clock;\n" : "=r"(clocks)::"memory");
+    return clocks;
+}
+
+__device__ __forceinline__ void pause(uint32_t clocks) {
+    for (const uint32_t start = clock_low(); clock_low() - start < clocks;) {
+    }
+}
+
+// True in one lane of a converged warp, of which the compiler knows that it is one.
 __device__ __forceinline__ bool elect_one() {
     uint32_t elected;
     asm volatile(
@@ -212,10 +228,15 @@ __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.
 __device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
 __device__ __forceinline__ void dependents_launch() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
 
-// 8×8 matrices of 16-bit elements, each transposed on the way; lane l supplies the address of row l % 8 of matrix l / 8.
+// 8×8 matrices of 16-bit elements, some of them transposed on the way; lane l supplies the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void store_matrix_x4_transposed(uint32_t shared, const uint32_t (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared), "r"(r[0]),
                  "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+__device__ __forceinline__ void store_matrix_x4(uint32_t shared, const uint32_t (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(shared), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
                  : "memory");
 }
 __device__ __forceinline__ void store_matrix_x2_transposed(uint32_t shared, const uint32_t (&r)[2]) {
@@ -254,16 +275,16 @@ struct WarpgroupProduct;
 #define PAF_REGISTERS_16 PAF_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define PAF_REGISTERS_32 PAF_REGISTERS_16 \
     ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PAF_REGISTERS_56 PAF_REGISTERS_32 \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
-    ", %48, %49, %50, %51, %52, %53, %54, %55"
-#define PAF_REGISTERS_64 PAF_REGISTERS_56 \
-    ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define PAF_REGISTERS_48 PAF_REGISTERS_32 \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define PAF_REGISTERS_64 PAF_REGISTERS_48 \
+    ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define PAF_REGISTERS_96 PAF_REGISTERS_64 \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
     ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define PAF_REGISTERS_128 PAF_REGISTERS_96 \
-    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+#define PAF_REGISTERS_112 PAF_REGISTERS_96 \
+    ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define PAF_REGISTERS_128 PAF_REGISTERS_112 \
     ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define PAF_OUT_8(i)                                                                                                     \
     "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]),          \
@@ -293,9 +314,10 @@ struct WarpgroupProduct;
 PAF_WARPGROUP_PRODUCT(16, PAF_REGISTERS_8, 8, 9, 10, PAF_OUT_8(0))
 PAF_WARPGROUP_PRODUCT(32, PAF_REGISTERS_16, 16, 17, 18, PAF_OUT_16(0))
 PAF_WARPGROUP_PRODUCT(64, PAF_REGISTERS_32, 32, 33, 34, PAF_OUT_32(0))
-PAF_WARPGROUP_PRODUCT(112, PAF_REGISTERS_56, 56, 57, 58, PAF_OUT_32(0), PAF_OUT_16(32), PAF_OUT_8(48))
+PAF_WARPGROUP_PRODUCT(96, PAF_REGISTERS_48, 48, 49, 50, PAF_OUT_32(0), PAF_OUT_16(32))
 PAF_WARPGROUP_PRODUCT(128, PAF_REGISTERS_64, 64, 65, 66, PAF_OUT_64(0))
 PAF_WARPGROUP_PRODUCT(192, PAF_REGISTERS_96, 96, 97, 98, PAF_OUT_64(0), PAF_OUT_32(64))
+PAF_WARPGROUP_PRODUCT(224, PAF_REGISTERS_112, 112, 113, 114, PAF_OUT_64(0), PAF_OUT_32(64), PAF_OUT_16(96))
 PAF_WARPGROUP_PRODUCT(256, PAF_REGISTERS_128, 128, 129, 130, PAF_OUT_64(0), PAF_OUT_64(64))
 
 }  // namespace ptx

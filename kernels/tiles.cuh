@@ -18,20 +18,25 @@
 
 constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzled by row % 8, conflict-free both ways
 
-// ---- GEMM on Hopper (gemm_sm90.cu): block tile M×N, rows of C that leave at once -----------------------------------
+// ---- GEMM on Hopper (gemm_sm90.cu) ------------------------------------------------------------------------------------
 //
-// M is the free width of wgmma, N its 64 rows once or twice. A stage is (M+N)·128 bytes, and as many as fit are used.
+// Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
+// warpgroups share a tile or take turns with whole tiles; rows (columns, where N is free) of C that one finishes at a time,
+// and in how many buffers. A stage is (M+N)·128 bytes, and as many as fit are used. `why` says N × M where it names shapes.
 //
-//     name       M    N  rows     why
+//     name       M    N  free consumers chunk buffers   why
 #define GEMM_SM90_TILES(X)                                                                                              \
-    X(256x128, 256, 128, 64) /* many tokens: most flop a byte, 85 a clock; 128 accumulators a thread */                 \
-    X(192x128, 192, 128, 64) /* where 256 leaves the last round of multiprocessors half empty */                        \
-    X(128x128, 128, 128, 64) /* a few hundred tokens, or one round of 128 tiles */                                      \
-    X(112x128, 112, 128, 56) /* 512 tokens in five: 120 tiles at N = 3072 */                                            \
-    X(128x64, 128, 64, 64)   /* few tokens, split; two blocks an SM */                                                  \
-    X(64x64, 64, 64, 64)                                                                                                \
-    X(32x64, 32, 64, 32)                                                                                                \
-    X(16x64, 16, 64, 16) /* one to sixteen tokens: W streams */
+    X(256x128, 256, 128, M, TOGETHER, 64, 2) /* long K: most flop a byte loaded, 85; 128 accumulators a thread */       \
+    X(128x224, 128, 224, N, TOGETHER, 64, 2) /* where 224 divides N into whole rounds: 7168 × 512, 12288 × 8192 */      \
+    X(128x192, 128, 192, N, TOGETHER, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */             \
+    X(128x128t, 128, 128, M, IN_TURN, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */          \
+    X(128x128, 128, 128, M, TOGETHER, 128, 1) /* one round of 128 tiles: each finishes half as much */                  \
+    X(128x96, 128, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 3072 × 512 */                                   \
+    X(64x96, 64, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 6144 × 128 */                                     \
+    X(128x64, 128, 64, M, TOGETHER, 128, 1) /* up to 128 rows, split or two blocks a multiprocessor */                  \
+    X(64x64, 64, 64, M, TOGETHER, 64, 1) /* 64 rows, or 128 tiles of few more */                                        \
+    X(32x64, 32, 64, M, TOGETHER, 32, 1) /* 32 rows, or narrow N */                                                     \
+    X(16x64, 16, 64, M, TOGETHER, 16, 1) /* one to sixteen rows: W streams */
 
 constexpr int GEMM_MAX_STAGES = 16;
 

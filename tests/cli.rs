@@ -108,10 +108,28 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let output = paf(&["speedup", "--backend", "cuda", "--device", "4096"]);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("no CUDA driver") || stderr.contains("no CUDA device 4096"), "{stderr}");
+    let commands: [&[&str]; 4] = [
+        &["speedup", "--backend", "cuda", "--device", "4096"],
+        &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
+        &["kernels", "list", "--device", "4096"],
+        &["kernels", "gemm", "--device", "4096"],
+    ];
+    for command in commands {
+        let output = paf(command);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        assert!(stderr.contains("no CUDA driver") || stderr.contains("no CUDA device 4096"), "{stderr}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_kernels_are_usage_errors() {
+    refuses(&["kernels", "gemm", "--shapes", "128x4096"], 2, &["128x4096", "MxNxK"]);
+    refuses(&["kernels", "gemm", "--variants", "sm90:1x1:share1x1:stages4"], 2, &["sm90:1x1", "256x128", "16x64"]);
+    refuses(&["kernels", "gemm", "--min-m", "3", "--max-m", "4"], 2, &["3..=4"]);
+    refuses(&["kernels", "gemm", "--seconds", "0"], 2, &["seconds = 0"]);
+    refuses(&["kernels", "gemm", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
 }
 
 #[test]

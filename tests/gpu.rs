@@ -33,16 +33,28 @@ fn main() -> ExitCode {
 }
 
 fn trials(device: &Device) -> Vec<Trial> {
-    let mut trials: Vec<Trial> = verify::gpu::cases(device)
-        .into_iter()
-        .map(|case| {
-            let name = case.name.clone();
-            Trial::test(name, move || {
-                let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
-                case.run().map(drop).map_err(Failed::from)
-            })
+    let trial = |name: String, case: verify::Case| {
+        Trial::test(name, move || {
+            let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+            case.run().map(drop).map_err(Failed::from)
         })
-        .collect();
+    };
+    let mut trials: Vec<Trial> =
+        verify::gpu::cases(device).into_iter().map(|case| trial(case.name.clone(), case)).collect();
+    if device.info().compute_capability == (9, 0) {
+        // What other cards run: on this one it would go untested.
+        match Device::portable(device.info().ordinal) {
+            Ok(portable) => trials.extend(
+                verify::gpu::cases(&portable)
+                    .into_iter()
+                    .filter(|case| {
+                        case.name.starts_with("layer") || case.name.starts_with("gemm") && case.name.contains("planned")
+                    })
+                    .map(|case| trial(format!("portable {}", case.name), case)),
+            ),
+            Err(error) => trials.push(Trial::test("portable: the device opens", move || Err(error.to_string().into()))),
+        }
+    }
     let mut add = |name: String, test: fn(&Device, Design) -> Outcome, design: Design| {
         let device = device.clone();
         trials.push(Trial::test(name, move || {
@@ -54,6 +66,7 @@ fn trials(device: &Device) -> Vec<Trial> {
         add(format!("race {design}: schedules agree bitwise, branches held back, 250 repeats"), race, design);
         add(format!("branches {design}: the captured graph forks and joins once a layer"), branches, design);
     }
+    add("resources: the driver's compiler spills nothing".into(), resources, Design::PafPostNorm);
     add("refused: operands that do not fit".into(), refusals, Design::PafPostNorm);
     add("out of memory is an error that leaves the device usable".into(), out_of_memory, Design::PafPostNorm);
     add("threads: four at once agree with one".into(), threads, Design::PafPostNorm);
@@ -65,6 +78,20 @@ fn trials(device: &Device) -> Vec<Trial> {
         }));
     }
     trials
+}
+
+/// The toolkit's assembler is tested without a GPU; the driver has its own.
+fn resources(device: &Device, _: Design) -> Outcome {
+    for dtype in [Dtype::Bf16, Dtype::F16] {
+        let kernels = paf_cuda::gpu::kernel::resources(device, dtype)?;
+        if kernels.len() < 20 {
+            return Err(format!("only {} kernels are loaded", kernels.len()).into());
+        }
+        if let Some(kernel) = kernels.iter().find(|kernel| kernel.local_bytes > 0) {
+            return Err(format!("{kernel:?}").into());
+        }
+    }
+    Ok(())
 }
 
 /// A small stack on the device, with operands.

@@ -85,10 +85,11 @@ struct Inner {
     info: DeviceInfo,
     portable: bool,
     lost: OnceLock<String>,
-    /// Held while a stream captures and while the device is synchronised: the driver lets neither happen during the other,
-    /// whichever threads they are on.
-    capturing: Mutex<()>,
 }
+
+/// Held while a stream captures and while a device is synchronised: the driver lets neither happen during the other in one
+/// context, whichever threads they are on. One for all, since devices opened twice share their context.
+static CAPTURING: Mutex<()> = Mutex::new(());
 
 impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -139,8 +140,7 @@ impl Device {
             });
         }
         let kernels = [OnceLock::new(), OnceLock::new()];
-        let (lost, capturing) = (OnceLock::new(), Mutex::new(()));
-        Ok(Self { inner: Arc::new(Inner { kernels, context, info, portable, lost, capturing }) })
+        Ok(Self { inner: Arc::new(Inner { kernels, context, info, portable, lost: OnceLock::new() }) })
     }
 
     /// What the device is.
@@ -155,14 +155,14 @@ impl Device {
     /// An error of any kernel that ran before.
     pub fn synchronize(&self) -> Result<()> {
         self.enter()?;
-        let _guard = self.while_not_capturing();
+        let _guard = Self::while_not_capturing();
         self.check("synchronising the device", result::ctx::synchronize())
     }
 
-    /// Keeps this crate's captures on the device and its synchronisations apart.
-    pub(super) fn while_not_capturing(&self) -> MutexGuard<'_, ()> {
+    /// Keeps this crate's captures and its synchronisations of whole devices apart.
+    pub(super) fn while_not_capturing() -> MutexGuard<'static, ()> {
         // The mutex guards no data, so a panic while it was held has broken none.
-        self.inner.capturing.lock().unwrap_or_else(PoisonError::into_inner)
+        CAPTURING.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of device memory that are free now, and in all.

@@ -25,7 +25,7 @@ impl Graph<'_> {
     pub(super) fn record(stream: &Stream, enqueue: impl FnOnce() -> Result<()>) -> Result<Self> {
         let device = stream.device().clone();
         device.enter()?;
-        let guard = device.while_not_capturing();
+        let guard = Device::while_not_capturing();
         // Thread-local: other threads may allocate meanwhile.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is live.

@@ -9,6 +9,7 @@ use super::encoder::Batch;
 use super::gemm::{self, Gemm, Then};
 pub use super::gemm::{Cluster, GemmVariant};
 use super::graph::Graph;
+pub use super::launch::KernelResources;
 use super::memory::Tensor;
 use super::norm::{self, Join, NormOutput};
 use super::plan;
@@ -75,6 +76,15 @@ pub fn gemm_variants(device: &Device, m: usize, k: usize) -> Vec<GemmVariant> {
 /// [`Error::Cuda`], [`Error::ContextLost`] where the kernels cannot be loaded.
 pub fn planned_gemm(device: &Device, dtype: Dtype, m: usize, n: usize, k: usize) -> Result<GemmVariant> {
     gemm::planned(device.kernels(dtype)?, device, m, n, k.div_ceil(super::tiles::GEMM_TILE_K))
+}
+
+/// What each kernel takes of a multiprocessor, as the driver compiled it for `device`. The same kernels as the toolkit's
+/// assembler compiles, which need not come out the same.
+///
+/// # Errors
+/// [`Error::Cuda`], [`Error::ContextLost`] where the kernels cannot be loaded.
+pub fn resources(device: &Device, dtype: Dtype) -> Result<Vec<KernelResources>> {
+    device.kernels(dtype)?.resources(device)
 }
 
 /// Query rows of the attention kernel's tiles for a head width; empty where there is no kernel for it.

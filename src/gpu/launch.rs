@@ -46,8 +46,14 @@ impl Grid {
 pub(super) struct TensorMap([u64; 16]);
 
 impl TensorMap {
-    /// With boxes of `box_rows` (at most 256) rows. The matrix has passed [`Matrix::check_aligned`].
-    pub(super) fn new(device: &Device, dtype: Dtype, matrix: &Matrix, box_rows: usize) -> Result<Self> {
+    /// With boxes of 16, 32 or 64 columns and at most 256 rows, swizzled as wide as a row of them is. The matrix has passed
+    /// [`Matrix::check_aligned`].
+    pub(super) fn new(
+        device: &Device,
+        dtype: Dtype,
+        matrix: &Matrix,
+        (box_cols, box_rows): (usize, usize),
+    ) -> Result<Self> {
         use sys::{
             CUtensorMapDataType as DataType, CUtensorMapFloatOOBfill as Fill, CUtensorMapInterleave as Interleave,
         };
@@ -55,6 +61,11 @@ impl TensorMap {
         let data_type = match dtype {
             Dtype::Bf16 => DataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
             Dtype::F16 => DataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+        };
+        let swizzle = match box_cols {
+            16 => Swizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+            32 => Swizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            _ => Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
         let sizes = [matrix.cols as u64, matrix.rows as u64];
@@ -68,10 +79,10 @@ impl TensorMap {
                 matrix.pointer as *mut c_void,
                 sizes.as_ptr(),
                 strides.as_ptr(),
-                [64, box_rows as u32].as_ptr(),
+                [box_cols as u32, box_rows as u32].as_ptr(),
                 [1, 1].as_ptr(),
                 Interleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                Swizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 Promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 Fill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
@@ -87,6 +98,22 @@ pub(super) struct Function {
     raw: sys::CUfunction,
     threads: u32,
     shared_bytes: u32,
+    resources: KernelResources,
+}
+
+/// What a kernel takes of a multiprocessor, as the driver compiled it for this device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelResources {
+    /// Name of the kernel, e.g. `gemm_sm90_bf16 gemm_256x128`.
+    pub name: String,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of a thread's registers and arrays that live in memory instead: 0 where nothing was spilled.
+    pub local_bytes: u32,
+    /// Most shared memory that a block is launched with, bytes.
+    pub shared_bytes: u32,
 }
 
 // SAFETY: a CUfunction is a handle that the driver lets any thread use.
@@ -240,6 +267,14 @@ impl Kernels {
     pub(super) fn dtype(&self) -> Dtype {
         self.dtype
     }
+
+    /// Of every kernel that is loaded, and of the portable GEMM.
+    pub(super) fn resources(&self, device: &Device) -> Result<Vec<KernelResources>> {
+        let hopper = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
+        let others = self.attention.iter().flatten().chain(&self.norm).chain([&self.delay]);
+        let functions = self.gemm_sm80(device)?.functions().chain(hopper).chain(others);
+        Ok(functions.map(|function| function.resources.clone()).collect())
+    }
 }
 
 impl Kernels {
@@ -253,6 +288,7 @@ impl Kernels {
 
 /// A module in a context; unloaded when dropped.
 pub(super) struct Module {
+    name: String,
     raw: sys::CUmodule,
     context: Arc<CudaContext>,
 }
@@ -279,7 +315,7 @@ impl Module {
             sys::cuModuleLoadDataEx(&mut raw, image.as_ptr().cast(), 2, options.as_mut_ptr(), values.as_mut_ptr())
         };
         match device.check("loading a kernel module", loaded.result()) {
-            Ok(()) => Ok(Self { raw, context: device.context().clone() }),
+            Ok(()) => Ok(Self { name: name.to_owned(), raw, context: device.context().clone() }),
             Err(Error::Cuda { operation, code, text }) => {
                 let log = String::from_utf8_lossy(&log);
                 let log = log.trim_end_matches('\0').trim();
@@ -318,7 +354,19 @@ impl Module {
             };
             device.check("raising a kernel's shared memory", set)?;
         }
-        Ok(Function { raw, threads, shared_bytes })
+        let attribute = |attribute| {
+            // SAFETY: the function is live.
+            let value = unsafe { result::function::get_function_attribute(raw, attribute) };
+            device.check("asking for a kernel's resources", value).map(|value| value.max(0) as u32)
+        };
+        let resources = KernelResources {
+            name: format!("{} {name}", self.name),
+            threads,
+            registers: attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
+            local_bytes: attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
+            shared_bytes,
+        };
+        Ok(Function { raw, threads, shared_bytes, resources })
     }
 }
 

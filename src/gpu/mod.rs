@@ -21,7 +21,7 @@ pub mod peer;
 mod plan;
 pub mod ptx;
 mod schedule;
-mod tiles;
+pub(crate) mod tiles;
 mod workspace;
 
 pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version};

@@ -29,7 +29,7 @@ mod generated {
 }
 
 /// Every embedded module. Empty only in documentation builds.
-pub const MODULES: &[PtxModule] = generated::MODULES;
+pub static MODULES: &[PtxModule] = generated::MODULES;
 /// CUDA version of the nvcc that made them, as (major, minor): the oldest driver that loads them supports it.
 pub const TOOLKIT_VERSION: (u32, u32) = generated::TOOLKIT_VERSION;
 /// Where that nvcc was.

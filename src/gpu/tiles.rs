@@ -29,22 +29,70 @@ impl Sm80GemmTile {
 /// Most stages of the Hopper GEMM, as in kernels/tiles.cuh.
 pub(crate) const GEMM_MAX_STAGES: usize = 16;
 
+/// The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Free {
+    /// Rows of C.
+    M,
+    /// Its columns.
+    N,
+}
+
 /// One row of `GEMM_SM90_TILES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sm90GemmTile {
     pub(crate) name: &'static str,
-    /// Tokens.
+    /// Rows of C.
     pub(crate) m: usize,
-    /// Rows of W.
+    /// Its columns.
     pub(crate) n: usize,
-    /// Tokens that leave at once.
+    /// Which of them is free.
+    pub(crate) free: Free,
+    /// Two warpgroups take turns with whole tiles.
+    pub(crate) in_turn: bool,
+    /// Rows of C (columns where N is free) that a warpgroup finishes at a time.
     pub(crate) chunk: usize,
+    /// Chunks that are on their way out at a time.
+    pub(crate) buffers: usize,
 }
 
 impl Sm90GemmTile {
-    /// A warpgroup for each 64 rows of W, and the producers' two warps.
+    /// Warpgroups that multiply.
+    pub(crate) const fn consumers(&self) -> usize {
+        match self.free {
+            _ if self.in_turn => 2,
+            Free::M => self.n / 64,
+            Free::N => self.m / 64,
+        }
+    }
+
+    /// Whether blocks can share K of one tile.
+    pub(crate) const fn splits(&self) -> bool {
+        matches!(self.free, Free::M) && !self.in_turn
+    }
+
+    /// Whether two blocks have the registers to share a multiprocessor: `GemmTile::BLOCKS` of the kernel.
+    pub(crate) const fn holds_two_blocks(&self) -> bool {
+        let width = match self.free {
+            Free::M => self.m,
+            Free::N => self.n,
+        };
+        self.consumers() == 1 && width <= 128
+    }
+
+    /// The consumers, and the producers' two warps.
     pub(crate) const fn threads(&self) -> u32 {
-        (self.n / 64 * 128 + 64) as u32
+        (self.consumers() * 128 + 64) as u32
+    }
+
+    /// Columns and rows of the boxes in which C leaves: `GemmTile::BOX` of the kernel.
+    pub(crate) const fn c_box(&self) -> (usize, usize) {
+        match self.free {
+            Free::M => (64, self.chunk),
+            Free::N if self.n.is_multiple_of(64) => (64, 64),
+            Free::N if self.n.is_multiple_of(32) => (32, 64),
+            Free::N => (16, 64),
+        }
     }
 
     pub(crate) const fn stage_bytes(&self) -> usize {
@@ -52,14 +100,13 @@ impl Sm90GemmTile {
     }
 
     /// Stages, output buffers, barriers, sums that the blocks of a split send each other: in the order of `Place` in
-    /// kernels/gemm_sm90.cu.
+    /// kernels/gemm_sm90_tile.cuh.
     pub(crate) const fn shared_bytes(&self, stages: usize, split: usize) -> usize {
-        let warpgroups = self.n / 64;
-        let buffers = if self.m > self.chunk { 2 } else { 1 };
-        let barriers = (2 * GEMM_MAX_STAGES + 2 * warpgroups + 2) * 8;
+        let consumers = self.consumers();
+        let barriers = (2 * GEMM_MAX_STAGES + 2 * consumers + 2) * 8;
         // A block gets from each block the sums of the groups of eight tokens that it finishes.
-        let sums = if split > 1 { split * (self.m / 8).div_ceil(split) * warpgroups * (8 * 64 * 4) } else { 0 };
-        stages * self.stage_bytes() + warpgroups * buffers * self.chunk * 64 * 2 + barriers + sums
+        let sums = if split > 1 { split * (self.m / 8).div_ceil(split) * consumers * (8 * 64 * 4) } else { 0 };
+        stages * self.stage_bytes() + consumers * self.buffers * self.chunk * 64 * 2 + barriers + sums
     }
 
     /// Most stages that fit so much shared memory.

@@ -5,7 +5,6 @@
 //! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]).
 
 mod backend;
-#[cfg(feature = "cuda")]
 pub mod gemm;
 mod machine;
 pub mod report;

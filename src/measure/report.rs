@@ -170,7 +170,7 @@ impl From<Median> for Spread {
 }
 
 impl Spread {
-    fn half_width(&self) -> f64 {
+    pub(super) fn half_width(&self) -> f64 {
         (self.high - self.median).max(self.median - self.low)
     }
 }

@@ -11,6 +11,7 @@ use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
+use crate::gpu::tiles::GEMM_SM90_TILES;
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
 use crate::weights::{LayerWeights, NormWeights, random_activations, random_layers};
 
@@ -117,12 +118,19 @@ fn gemm_cases(device: &Device) -> Vec<Case> {
 
 /// Every tile of every kernel that runs here, with every kind of cluster, and few and many stages.
 fn gemm_variants(device: &Device) -> Vec<GemmVariant> {
-    let mut variants = kernel::gemm_variants(device, 1 << 20, 1 << 20);
-    variants.extend(kernel::gemm_variants(device, 1, 1 << 20));
+    // Narrow tiles are for few rows, splits for not too many.
+    let rows = [1, 32, 64, 128, 256, 1 << 20];
+    let mut variants: Vec<_> = rows.into_iter().flat_map(|m| kernel::gemm_variants(device, m, 1 << 20)).collect();
+    // Clusters that the planner leaves aside, but a caller may ask for.
     for (i, variant) in variants.clone().into_iter().enumerate() {
-        if let GemmVariant::Sm90 { tile, cluster: Cluster::Share { n: 2, m: 1 }, stages } = variant {
-            let cluster = Cluster::Share { n: 2, m: 2 };
-            variants.push(GemmVariant::Sm90 { tile, cluster, stages: if i % 2 == 0 { stages } else { 3 } });
+        if let GemmVariant::Sm90 { tile, cluster: Cluster::Share { n: 1, m: 1 }, stages } = variant {
+            let other = |cluster, stages| GemmVariant::Sm90 { tile, cluster, stages };
+            variants.push(other(Cluster::Share { n: 2, m: 2 }, if i % 2 == 0 { stages } else { 3 }));
+            variants.push(other(Cluster::Share { n: 1 + i % 2, m: 2 - i % 2 }, stages));
+            let shape = &GEMM_SM90_TILES[tile];
+            if shape.splits() && shape.m <= 128 {
+                variants.push(other(Cluster::Split(8), 2));
+            }
         }
     }
     let mut seen = std::collections::HashSet::new();

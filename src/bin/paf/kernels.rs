@@ -5,17 +5,30 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use paf_cuda::gpu::kernel::GemmVariant;
+use comfy_table::Table;
+use paf_cuda::gpu::kernel::{self, GemmVariant};
 use paf_cuda::measure::gemm::{Experiment, Shape, layer_shapes};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{Dtype, Error};
 
 use super::output::{Sink, note, print, progress};
+use super::select::DeviceArguments;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// The GEMM beside cuBLASLt (where that is installed), over the shapes of transformer layers.
     Gemm(Gemm),
+    /// List every kernel with what it takes of a multiprocessor, as the driver compiled it.
+    List(List),
+}
+
+#[derive(Debug, Args)]
+pub struct List {
+    /// Element type, bf16 or f16.
+    #[arg(long, default_value = "bf16")]
+    dtype: Dtype,
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 #[derive(Debug, Args)]
@@ -35,9 +48,8 @@ pub struct Gemm {
     /// Variants to measure beside the planned one, e.g. sm90:128x64:split4:stages8, or `all`.
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
-    /// Number of the CUDA device.
-    #[arg(long, default_value_t = 0)]
-    device: usize,
+    #[command(flatten)]
+    device: DeviceArguments,
     /// Seconds to sample each shape for.
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
@@ -55,8 +67,21 @@ fn shape(text: &str) -> Result<Shape, String> {
 }
 
 pub fn run(command: &Command) -> Result<()> {
-    let Command::Gemm(arguments) = command;
-    gemm(arguments)
+    match command {
+        Command::Gemm(arguments) => gemm(arguments),
+        Command::List(arguments) => list(arguments),
+    }
+}
+
+fn list(arguments: &List) -> Result<()> {
+    let device = arguments.device.open()?;
+    let mut table = Table::new();
+    table.set_header(["module, kernel", "threads", "registers", "local bytes", "shared bytes, at most"]);
+    for kernel in kernel::resources(&device, arguments.dtype)? {
+        let numbers = [kernel.threads, kernel.registers, kernel.local_bytes, kernel.shared_bytes];
+        table.add_row([kernel.name].into_iter().chain(numbers.map(|number| number.to_string())));
+    }
+    print(&table.to_string())
 }
 
 fn gemm(arguments: &Gemm) -> Result<()> {
@@ -84,7 +109,7 @@ fn gemm(arguments: &Gemm) -> Result<()> {
         ..Effort::default()
     };
     let experiment = Experiment { shapes, dtype: arguments.dtype, variants, every_variant, effort };
-    let device = paf_cuda::gpu::Device::new(arguments.device)?;
+    let device = arguments.device.open()?;
     let bar = progress(experiment.shapes.len());
     let report = experiment.run(&device, |i, (m, n, k)| {
         bar.set_position(i as u64);
@@ -94,15 +119,17 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     if report.cublaslt_version.is_none() {
         note("cuBLASLt was not found (libcublasLt.so on the loader's path): measured without the peer");
     }
+    let text =
+        report.table() + "\nTime of cuBLASLt / ours: geometric means over the planned variants\n" + &report.markdown();
     match sink {
         Some(sink) => {
             if sink.is_stdout() {
-                note(&report.table());
+                note(&text);
             } else {
-                print(&report.table())?;
+                print(&text)?;
             }
             sink.write(&report.json())
         }
-        None => print(&report.table()),
+        None => print(&text),
     }
 }

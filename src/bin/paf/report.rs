@@ -4,23 +4,34 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::report::{Report, SCHEMA};
+use paf_cuda::measure::{gemm, report};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::output::print;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A file that `paf speedup --json` wrote.
+    /// A file that `paf speedup --json` or `paf kernels gemm --json` wrote.
     file: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Schema {
+    schema: String,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let name = arguments.file.display();
     let text = std::fs::read_to_string(&arguments.file).with_context(|| format!("cannot read {name}"))?;
-    let report: Report =
-        serde_json::from_str(&text).with_context(|| format!("{name} is no result of `paf speedup`"))?;
-    if report.schema != SCHEMA {
-        bail!("{name} has schema {:?}, this build reads {SCHEMA:?}", report.schema);
-    }
-    print(&report.markdown())
+    let Schema { schema } = parse(&text, &name)?;
+    print(&match schema.as_str() {
+        report::SCHEMA => parse::<report::Report>(&text, &name)?.markdown(),
+        gemm::SCHEMA => parse::<gemm::Report>(&text, &name)?.markdown(),
+        _ => bail!("{name} has schema {schema:?}, this build reads {:?} and {:?}", report::SCHEMA, gemm::SCHEMA),
+    })
+}
+
+fn parse<T: DeserializeOwned>(text: &str, name: &dyn std::fmt::Display) -> Result<T> {
+    serde_json::from_str(text).with_context(|| format!("{name} is no result of `paf speedup` or `paf kernels`"))
 }

@@ -1,7 +1,7 @@
 //! Which engine to use.
 
 use anyhow::Result;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
 use paf_cuda::gpu::{self, Device};
 
@@ -16,11 +16,29 @@ pub enum Backend {
     Cpu,
 }
 
+/// The choice of a device, for every command that runs kernels.
+#[derive(Debug, Args)]
+pub struct DeviceArguments {
+    /// Number of the CUDA device.
+    #[arg(long, default_value_t = 0)]
+    device: usize,
+    /// Use the kernels that run on every card, even where there are faster ones.
+    #[arg(long)]
+    portable: bool,
+}
+
 #[cfg(feature = "cuda")]
-pub fn device(backend: Backend, ordinal: usize) -> Result<Option<Device>> {
+impl DeviceArguments {
+    pub fn open(&self) -> Result<Device> {
+        Ok(if self.portable { Device::portable(self.device)? } else { Device::new(self.device)? })
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub fn device(backend: Backend, arguments: &DeviceArguments) -> Result<Option<Device>> {
     match backend {
         Backend::Cpu => Ok(None),
-        Backend::Cuda => Ok(Some(Device::new(ordinal)?)),
+        Backend::Cuda => Ok(Some(arguments.open()?)),
         Backend::Auto => match gpu::device_count() {
             Ok(0) => {
                 super::output::note("no CUDA device on this machine: using the CPU engine");
@@ -31,7 +49,7 @@ pub fn device(backend: Backend, ordinal: usize) -> Result<Option<Device>> {
                 Ok(None)
             }
             // A GPU that is there and does not work is no reason to measure something else.
-            _ => Ok(Some(Device::new(ordinal)?)),
+            _ => Ok(Some(arguments.open()?)),
         },
     }
 }

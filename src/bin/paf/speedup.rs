@@ -12,7 +12,7 @@ use paf_cuda::measure::timing::Effort;
 use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule};
 
 use super::output::{Sink, note, print, progress};
-use super::select::{self, Backend};
+use super::select::{self, Backend, DeviceArguments};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
@@ -61,9 +61,8 @@ pub struct Arguments {
     /// Where to run.
     #[arg(long, value_enum, default_value = "auto")]
     backend: Backend,
-    /// Number of the CUDA device.
-    #[arg(long, default_value_t = 0)]
-    device: usize,
+    #[command(flatten)]
+    device: DeviceArguments,
     /// Threads of the CPU engine [default: all]
     #[arg(long)]
     threads: Option<usize>,
@@ -141,7 +140,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 fn engine(arguments: &Arguments) -> Result<Engine> {
     #[cfg(feature = "cuda")]
-    if let Some(device) = select::device(arguments.backend, arguments.device)? {
+    if let Some(device) = select::device(arguments.backend, &arguments.device)? {
         return Ok(Engine::Gpu(device, arguments.dtype));
     }
     #[cfg(not(feature = "cuda"))]

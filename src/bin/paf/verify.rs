@@ -9,16 +9,15 @@ use paf_cuda::verify::{self, Case, Comparison};
 use serde_json::json;
 
 use super::output::{Sink, note, print, progress};
-use super::select::{self, Backend};
+use super::select::{self, Backend, DeviceArguments};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// Where to run.
     #[arg(long, value_enum, default_value = "auto")]
     backend: Backend,
-    /// Number of the CUDA device.
-    #[arg(long, default_value_t = 0)]
-    device: usize,
+    #[command(flatten)]
+    device: DeviceArguments,
     /// Only cases whose names contain this.
     #[arg(long)]
     filter: Option<String>,
@@ -37,7 +36,7 @@ fn share(found: &Comparison) -> f64 {
 
 fn cases(arguments: &Arguments) -> Result<Vec<Case>> {
     #[cfg(feature = "cuda")]
-    if let Some(device) = select::device(arguments.backend, arguments.device)? {
+    if let Some(device) = select::device(arguments.backend, &arguments.device)? {
         return Ok(verify::gpu::cases(&device));
     }
     #[cfg(not(feature = "cuda"))]

@@ -57,6 +57,10 @@ impl Sm80Gemm {
         Ok(Self { functions, _module: module })
     }
 
+    pub(in crate::gpu) fn functions(&self) -> impl Iterator<Item = &Function> {
+        self.functions.iter().flatten().flatten()
+    }
+
     /// Whether the device can run that row of [`GEMM_SM80_TILES`].
     pub(in crate::gpu) fn has(&self, tile: usize) -> bool {
         self.functions[tile].is_some()

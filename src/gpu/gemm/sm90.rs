@@ -80,6 +80,10 @@ impl Sm90Gemm {
         Ok(Self { functions, room: Room { shared_bytes: shared_bytes as usize, clusters }, _module: module })
     }
 
+    pub(in crate::gpu) fn functions(&self) -> impl Iterator<Item = &Function> {
+        self.functions.iter()
+    }
+
     /// What the device has room for.
     pub(in crate::gpu) fn room(&self) -> &Room {
         &self.room
@@ -104,14 +108,15 @@ impl Sm90Gemm {
         let ((cluster_n, cluster_m), split, size) = (cluster.shared(), cluster.split(), cluster.blocks());
         // Each block of a cluster loads its slice of what it shares; a split tile leaves in groups of eight tokens.
         let (a_rows, w_rows) = (tile.m / cluster_n, tile.n / cluster_m);
-        let c_rows = if split > 1 { 8 } else { tile.chunk };
+        let c_box = if split > 1 { (64, 8) } else { tile.c_box() };
         let (rows, columns) = (m.div_ceil(tile.m * cluster_m), n.div_ceil(tile.n * cluster_n));
-        let map = |matrix, rows| TensorMap::new(device, dtype, matrix, rows);
+        let map = |matrix, boxes| TensorMap::new(device, dtype, matrix, boxes);
+        let (a_box, w_box) = ((64, a_rows), (64, w_rows));
         let mut parameters = Params {
-            a: [map(&gemm.a, a_rows)?, TensorMap::default()],
-            w: [map(&gemm.w, w_rows)?, TensorMap::default()],
-            c: map(&gemm.c, c_rows)?,
-            residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_rows))?,
+            a: [map(&gemm.a, a_box)?, TensorMap::default()],
+            w: [map(&gemm.w, w_box)?, TensorMap::default()],
+            c: map(&gemm.c, c_box)?,
+            residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
             m: m as i32,
             n: n as i32,
@@ -129,8 +134,8 @@ impl Sm90Gemm {
             padding: [0; 16],
         };
         if let Some((a2, w2)) = &gemm.second {
-            parameters.a[1] = map(a2, a_rows)?;
-            parameters.w[1] = map(w2, w_rows)?;
+            parameters.a[1] = map(a2, a_box)?;
+            parameters.w[1] = map(w2, w_box)?;
         }
         // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums
         // have one place and arrive once.
@@ -154,11 +159,23 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: usize, sha
     match cluster {
         Cluster::Share { n, m } => {
             // Slices are whole atoms of eight rows.
-            let fits = matches!(n, 1 | 2 | 4) && matches!(m, 1 | 2 | 4) && n * m <= 8 && (tile.m / n).is_multiple_of(8);
+            let fits = matches!(n, 1 | 2 | 4)
+                && matches!(m, 1 | 2 | 4)
+                && n * m <= 8
+                && tile.m.is_multiple_of(8 * n)
+                && tile.n.is_multiple_of(8 * m);
             if !fits {
-                let expected = "1, 2 or 4 each way, at most 8 blocks, slices of 8 rows";
+                let expected = "1, 2 or 4 each way, at most 4 blocks, slices of whole 8 rows";
                 return Err(Error::mismatch(OPERATION, "shared cluster", format!("{n} × {m}"), expected));
             }
+        }
+        Cluster::Split(_) if !tile.splits() => {
+            return Err(Error::mismatch(
+                OPERATION,
+                "split of K",
+                cluster.split(),
+                format!("none for tile {}", tile.name),
+            ));
         }
         Cluster::Split(split) => {
             if !matches!(split, 2 | 4 | 8) || split > steps {

@@ -1,0 +1,121 @@
+// What the parts of Hopper's GEMM (gemm_sm90.cu) share: its parameter, a tile's numbers, where things lie.
+#pragma once
+#include <type_traits>
+
+#include "element.cuh"
+#include "tiles.cuh"
+
+using ptx::TensorMap;
+
+// As src/gpu/gemm/sm90.rs lays it out.
+struct GemmParams {
+    TensorMap a[2], w[2];  // boxes of 64 columns and the rows of a block's slice, 128-byte swizzle; [1] if steps[1] > 0
+    TensorMap c, r;        // boxes of 64 columns and CHUNK rows (8 under split); r if `residual`
+    const void* bias;      // [N] or null
+    int m, n;
+    int steps[2];              // of 64 along the K of each pair
+    int activation;            // of activation.cuh
+    int activation_from;       // first column that gets it; n or more: none
+    int residual;              // 0 or 1
+    int log2_n, log2_m;        // blocks that share operands, 2^ of each
+    int log2_split;            // blocks that share K, 2^
+    int stages;
+    int rows, columns;  // of tiles, or of clusters' tiles where they share
+    int group_m;        // rows that share their W in L2 before the raster moves on
+};
+
+// The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
+enum class Free { M, N };
+
+// How consumer warpgroups share the work: each has its 64 rows of every tile; or two take turns, each with all rows of every
+// other tile, so that one finishes its tile while the other's products keep the tensor cores busy.
+enum class Consumers { TOGETHER, IN_TURN };
+
+// CHUNK rows of C (columns, where N is free) are finished at a time, in BUFFERS buffers on their way out.
+template <typename Element_, int BM_, int BN_, Free FREE_, Consumers WORK_, int CHUNK_, int BUFFERS_>
+struct GemmTile {
+    using Element = Element_;
+    static constexpr int BM = BM_, BN = BN_, CHUNK = CHUNK_, BUFFERS = BUFFERS_;
+    static constexpr bool FREE_IS_M = FREE_ == Free::M;
+    static constexpr int WIDTH = FREE_IS_M ? BM : BN;
+    static constexpr int BK = GEMM_TILE_K, ROW_BYTES = BK * ELEMENT_BYTES;
+    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN;
+    static constexpr int PARTS = (FREE_IS_M ? BN : BM) / 64;  // of a tile, 64 rows each
+    static constexpr int CONSUMERS = IN_TURN ? 2 : PARTS;     // warpgroups
+    static constexpr int OWN_PARTS = IN_TURN ? PARTS : 1;     // of each
+    static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;   // of a stage
+    static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
+    static constexpr int THREADS = CONSUMERS * 128 + 64;
+    static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
+    static constexpr int STAGE_W = BN * ROW_BYTES, STAGE = (BM + BN) * ROW_BYTES;
+    static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
+    // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
+    static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
+    static constexpr bool SPLITS = FREE_IS_M && !IN_TURN;  // blocks of a cluster may share K
+    static constexpr int UNITS = BM / 8;  // groups of eight tokens
+    static constexpr int UNIT_BYTES = 8 * 64 * ELEMENT_BYTES;
+    static constexpr int PART_BYTES = 8 * 64 * 4;  // of a unit's sums, of one warpgroup
+
+    static_assert(ROW_BYTES == 128 && BM % 8 == 0 && BN % 8 == 0, "swizzle atoms are eight rows of 128 bytes");
+    static_assert(WIDTH % 16 == 0 && WIDTH <= 256 && CHUNK <= 256, "wgmma's widths, TMA's boxes");
+    static_assert(FREE_IS_M ? BM % CHUNK == 0 && CHUNK % 8 == 0 : CHUNK % BOX == 0, "chunks are of whole boxes");
+    static_assert(!SPLITS || UNITS / 2 * UNIT_BYTES <= BUFFERS * CHUNK_BYTES, "a split tile's part must fit the buffers");
+
+    // A position in the ring of stages; barriers of a round complete with alternating parity.
+    struct Ring {
+        int stage = 0;
+        uint32_t parity = 0;
+        __device__ __forceinline__ void advance(int stages) {
+            if (++stage == stages) {
+                stage = 0;
+                parity ^= 1;
+            }
+        }
+        __device__ __forceinline__ void skip(int steps, int stages) {
+            stage += steps;
+            const int rounds = stage / stages;
+            stage -= rounds * stages;
+            parity ^= rounds & 1;
+        }
+    };
+
+    struct Place {
+        uint32_t stages, output, sums, full, empty, residual, sums_full;  // shared memory
+        int rank;                                                         // in the cluster
+        int rank_n, rank_m;                                               // share: which of the neighbouring tiles
+        int first_step, end_step;                                         // split: which part of K
+    };
+
+    // First row and column of a tile; a consumer's are those of its warpgroup's part.
+    struct Corner {
+        int m0, n0;
+    };
+
+    // Raster: column by column inside a group of rows, so that a wave shares A and W in L2. Divisions are slow, and the first
+    // load waits for them: one row, which few tokens are, has none.
+    static __device__ __forceinline__ bool tile_at(const GemmParams& p, const Place& at, int index, Corner& tile) {
+        if (index >= p.rows * p.columns) return false;
+        int row = 0, column = index;
+        if (p.rows > 1) {
+            const int group_tiles = p.group_m * p.columns;
+            const int group = p.rows > p.group_m ? index / group_tiles : 0;
+            const int first = group * p.group_m;
+            const int rows_in_group = min(p.group_m, p.rows - first);
+            const int in_group = index - group * group_tiles;
+            column = in_group / rows_in_group;
+            row = first + in_group - column * rows_in_group;
+        }
+        tile.m0 = ((row << p.log2_m) + at.rank_m) * BM;
+        tile.n0 = ((column << p.log2_n) + at.rank_n) * BN;
+        return true;
+    }
+
+    struct Units {
+        int first, end;
+    };
+
+    // Split: the units that this block finishes.
+    static __device__ __forceinline__ Units own_units(const GemmParams& p, const Place& at) {
+        return {at.rank * UNITS >> p.log2_split, (at.rank + 1) * UNITS >> p.log2_split};
+    }
+};

@@ -1,0 +1,247 @@
+//! The measurement itself.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::config::HiddenAct;
+use crate::cpu::oracle::{self, Rounding};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::gpu::kernel::{self, Epilogue, GemmVariant, Product};
+use crate::gpu::peer::{CublasLt, PeerEpilogue};
+use crate::gpu::{Device, Event, Graph, Stream, Tensor};
+use crate::measure::machine::{self, Monitor};
+use crate::measure::report::Spread;
+use crate::measure::roofline;
+use crate::measure::statistics::{Median, paired_ratio};
+use crate::measure::timing::{Candidate, Effort, interleave};
+use crate::weights::random_activations;
+
+use super::report::{Case, GELU, PRODUCT, Report, Row, SCHEMA, Shape};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Experiment {
+    /// Shapes.
+    pub shapes: Vec<Shape>,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Variants to measure beside the planned one, with and without bias and activation.
+    pub variants: Vec<GemmVariant>,
+    /// Measure every variant of [`kernel::gemm_variants`] too, without.
+    pub every_variant: bool,
+    /// How long.
+    pub effort: Effort,
+}
+
+const OURS: &str = "paf-cuda";
+const PEER: &str = "cuBLASLt";
+
+/// A row that is to be measured; without a variant it is the peer's.
+struct Planned {
+    what: &'static str,
+    variant: Option<GemmVariant>,
+    overlap: bool,
+}
+
+/// What the candidates share.
+struct Operands {
+    a: Vec<Tensor>,
+    w: Vec<Tensor>,
+    bias: Tensor,
+}
+
+impl Experiment {
+    /// Verifies and measures every shape; `on_case` hears which is next.
+    ///
+    /// # Errors
+    /// [`Error::Verification`] before timing, if a result is wrong; whatever the device gives.
+    pub fn run(&self, device: &Device, mut on_case: impl FnMut(usize, Shape)) -> Result<Report> {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let peer = CublasLt::new(device)?;
+        let monitor = Monitor::new(device);
+        let peak = roofline::of_device(device)?.flops_per_s;
+        // Prime, so that the rows of one matrix do not repeat at once.
+        let block = random_activations(1, 4_194_301, 1);
+        let source = Tensor::from_host(device, self.dtype, 1, block.len(), &block)?;
+        let weights: Vec<f32> = block.iter().rev().map(|x| x / 32.0).collect();
+        let w_source = Tensor::from_host(device, self.dtype, 1, weights.len(), &weights)?;
+        let mut cases = Vec::new();
+        for (i, &shape) in self.shapes.iter().enumerate() {
+            on_case(i, shape);
+            let operands = Operands::new(device, &source, &w_source, shape)?;
+            cases.push(self.case(device, peer.as_ref(), &monitor, peak, &operands, shape)?);
+        }
+        Ok(Report {
+            schema: SCHEMA.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            git_revision: option_env!("PAF_GIT_REVISION").map(Into::into),
+            unix_time_s: started,
+            machine: machine::with_device(device, &monitor),
+            cublaslt_version: peer.as_ref().map(CublasLt::version),
+            dtype: self.dtype.to_string(),
+            method: format!(
+                "Before timing, 64 elements of each candidate against an f64 product. A sample is the device time of one \
+                 graph that computes the product once for each of several distinct pairs of operands, together at least \
+                 three times the L2 cache, divided by their number; candidates alternate within each round, beginning with \
+                 another one each round; {} to {} rounds or {:.2} s. cuBLASLt: first algorithm of its heuristic, {} MiB of \
+                 workspace. Ratios: median of the rounds' ratios.",
+                self.effort.min_rounds,
+                self.effort.max_rounds,
+                self.effort.budget.as_secs_f64(),
+                32
+            ),
+            peak_flops_per_s: peak,
+            cases,
+        })
+    }
+
+    fn case(
+        &self,
+        device: &Device,
+        peer: Option<&CublasLt>,
+        monitor: &Monitor,
+        peak: Option<f64>,
+        operands: &Operands,
+        (m, n, k): Shape,
+    ) -> Result<Case> {
+        let planned = kernel::planned_gemm(device, self.dtype, m, n, k)?;
+        let ours = |what, variant, overlap| Planned { what, variant: Some(variant), overlap };
+        let mut plan = Vec::new();
+        for what in [PRODUCT, GELU] {
+            plan.push(ours(what, planned, false));
+            plan.extend(peer.map(|_| Planned { what, variant: None, overlap: false }));
+        }
+        plan.push(ours(PRODUCT, planned, true));
+        for &variant in self.variants.iter().filter(|&&variant| variant != planned) {
+            plan.extend([PRODUCT, GELU].map(|what| ours(what, variant, false)));
+        }
+        if self.every_variant {
+            let others = kernel::gemm_variants(device, m, k).into_iter();
+            let others = others.filter(|variant| *variant != planned && !self.variants.contains(variant));
+            plan.extend(others.map(|variant| ours(PRODUCT, variant, false)));
+        }
+
+        let stream = Stream::new(device)?;
+        // Each graph keeps an output borrowed; once they have run and are gone, the outputs can be looked at.
+        let mut outputs =
+            plan.iter().map(|_| Tensor::poisoned(device, self.dtype, m, n)).collect::<Result<Vec<_>>>()?;
+        for (row, c) in plan.iter().zip(&mut outputs) {
+            operands.record(&stream, peer, row, c)?.launch(&stream)?;
+        }
+        for (&Planned { what, variant, .. }, c) in plan.iter().zip(&outputs) {
+            let name = variant.map_or_else(|| PEER.to_owned(), |variant| variant.to_string());
+            operands.verify(&format!("{name} {what} {m}x{n}x{k}"), what == GELU, c)?;
+        }
+        let graphs = plan
+            .iter()
+            .zip(&mut outputs)
+            .map(|(row, c)| operands.record(&stream, peer, row, c))
+            .collect::<Result<Vec<_>>>()?;
+        let (start, end) = (Event::new_timing(device)?, Event::new_timing(device)?);
+        let launches = operands.a.len() as f64;
+        let mut candidates: Vec<Candidate<'_>> = graphs
+            .iter()
+            .map(|graph: &Graph<'_>| -> Candidate<'_> {
+                let (stream, start, end) = (&stream, &start, &end);
+                Box::new(move || {
+                    start.record(stream)?;
+                    graph.launch(stream)?;
+                    end.record(stream)?;
+                    end.synchronize()?;
+                    Ok(end.elapsed_us_since(start)? / launches)
+                })
+            })
+            .collect();
+        let samples = interleave(&mut candidates, self.effort, |_| ())?;
+        let state_after = monitor.state();
+
+        let flops = 2.0 * m as f64 * n as f64 * k as f64;
+        let no_samples = || Error::Verification("a time is not a number".into());
+        let mut rows = Vec::new();
+        for (&Planned { what, variant, overlap }, own) in plan.iter().zip(&samples) {
+            let median = Median::of(own).ok_or_else(no_samples)?;
+            let baseline = plan.iter().position(|other| other.what == what && other.variant.is_none());
+            let ratio = baseline.map(|i| paired_ratio(&samples[i], own).ok_or_else(no_samples)).transpose()?;
+            let tflops = flops / median.value / 1e6;
+            rows.push(Row {
+                by: if variant.is_some() { OURS } else { PEER }.into(),
+                what: what.into(),
+                variant: variant.map(|variant| variant.to_string()),
+                planned: variant == Some(planned),
+                overlap,
+                samples_us: own.clone(),
+                median_us: median.into(),
+                tflops,
+                peak_share: peak.map(|peak| tflops * 1e12 / peak),
+                peer_over_this: ratio.map(Spread::from),
+            });
+        }
+        Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_after, rows })
+    }
+}
+
+impl Operands {
+    fn new(device: &Device, source: &Tensor, w_source: &Tensor, (m, n, k): Shape) -> Result<Self> {
+        let l2 = device.info().l2_bytes as usize;
+        let pairs = (3 * l2).div_ceil((m + n) * k * Dtype::BYTES).clamp(3, 160);
+        let repeat = |source: &Tensor, rows, cols| (0..pairs).map(move |_| source.repeated(rows, cols)).collect();
+        let (a, w): (Result<_>, Result<_>) = (repeat(source, m, k), repeat(w_source, n, k));
+        Ok(Self { a: a?, w: w?, bias: source.repeated(1, n)? })
+    }
+
+    fn pairs(&self) -> Vec<(&Tensor, &Tensor)> {
+        self.a.iter().zip(&self.w).collect()
+    }
+
+    fn record<'a>(
+        &'a self,
+        stream: &Stream,
+        peer: Option<&'a CublasLt>,
+        row: &Planned,
+        c: &'a mut Tensor,
+    ) -> Result<Graph<'a>> {
+        if let (None, Some(peer)) = (row.variant, peer) {
+            let epilogue = if row.what == GELU { PeerEpilogue::GeluBias } else { PeerEpilogue::None };
+            return peer.record(stream, &self.pairs(), &self.bias, epilogue, c);
+        }
+        let product = |(a, w): (&'a Tensor, &'a Tensor)| -> Product<'a> {
+            let plain = Product { variant: row.variant, overlap: row.overlap, ..Product::new(a, w) };
+            if row.what == GELU {
+                Product { bias: Some(&self.bias), epilogue: Epilogue::Activation(HiddenAct::GeluNew), ..plain }
+            } else {
+                plain
+            }
+        };
+        let products: Vec<_> = self.a.iter().zip(&self.w).map(product).collect();
+        kernel::record_gemms(stream, &products, c)
+    }
+
+    /// 64 elements, on a diagonal through the whole matrix, against products in f64.
+    fn verify(&self, name: &str, gelu: bool, c: &Tensor) -> Result<()> {
+        let (a, w) = (self.a.last().expect("there are operands"), self.w.last().expect("there are operands"));
+        let ((m, n), k) = (c.shape(), a.shape().1);
+        let epsilon = c.dtype().epsilon();
+        let bias = self.bias.row(0)?;
+        for i in 0..64 {
+            let (row, column) = (i * (m - 1) / 63, i * (n - 1) / 63);
+            let products = a.row(row)?.into_iter().zip(w.row(column)?).map(|(a, w)| f64::from(a) * f64::from(w));
+            let (mut sum, mut size) = (0.0, 0.0);
+            products.for_each(|x| (sum, size) = (sum + x, size + x.abs()));
+            let mut exact = [sum];
+            if gelu {
+                exact[0] += f64::from(bias[column]);
+                oracle::activate(HiddenAct::GeluNew, &mut exact, Rounding::Exact);
+            }
+            let got = f64::from(c.row(row)?[column]);
+            // Rounding to the element type, sums in f32 in any order, and an activation of its own accuracy.
+            let bound = epsilon * exact[0].abs() + 1e-6 * size + if gelu { 2e-3 } else { 1e-6 };
+            if got.is_nan() || (got - exact[0]).abs() > bound {
+                return Err(Error::Verification(format!(
+                    "{name}: element ({row}, {column}) is {got}, not {} ± {bound:.2e} (K = {k})",
+                    exact[0]
+                )));
+            }
+        }
+        Ok(())
+    }
+}
