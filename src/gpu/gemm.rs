@@ -71,7 +71,7 @@ impl Gemm {
 /// The planner's choice for this device; `steps` are of 64 along K.
 pub(super) fn planned(kernels: &Kernels, device: &Device, m: usize, n: usize, steps: usize) -> Result<GemmVariant> {
     Ok(match &kernels.gemm_sm90 {
-        Some(hopper) => plan::gemm_sm90(m, n, steps, hopper.room()),
+        Some(hopper) => hopper.planned(m, n, steps),
         None => {
             let portable = kernels.gemm_sm80(device)?;
             let multiprocessors = device.info().multiprocessors as usize;

@@ -80,10 +80,11 @@ const SM90_COSTS: [Sm90TileCost; 11] = [
 
 /// The variant of Hopper's kernel with the least estimated time.
 pub(super) fn gemm_sm90(m: usize, n: usize, steps: usize, room: &Room) -> GemmVariant {
-    let cost = |&variant: &GemmVariant| sm90_cost_ns(m, n, steps, room, variant);
     sm90_variants(m, steps, room.shared_bytes)
-        .min_by(|a, b| cost(a).total_cmp(&cost(b)))
+        .map(|variant| (sm90_cost_ns(m, n, steps, room, variant), variant))
+        .min_by(|a, b| a.0.total_cmp(&b.0))
         .expect("every shape has a variant")
+        .1
 }
 
 /// What is worth considering: tiles that are not mostly empty, alone, in pairs or split in up to four (larger clusters find

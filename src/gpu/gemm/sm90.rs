@@ -1,8 +1,11 @@
 //! Launcher of kernels/gemm_sm90.cu, the GEMM for Hopper.
 
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
 use bytemuck::NoUninit;
 
-use super::{Cluster, Gemm};
+use super::{Cluster, Gemm, GemmVariant};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
@@ -15,8 +18,16 @@ pub(in crate::gpu) struct Sm90Gemm {
     /// In the order of [`GEMM_SM90_TILES`].
     functions: Vec<Function>,
     room: Room,
+    /// The planner's choices so far: estimating takes a microsecond, as long as half a launch.
+    plans: Mutex<HashMap<Shape, GemmVariant>>,
     _module: Module,
 }
+
+/// M, N, steps along K.
+type Shape = (usize, usize, usize);
+
+/// Choices that are kept; a caller with more shapes than that has them estimated again.
+const MAX_PLANS: usize = 4096;
 
 /// What a device has room for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,16 +88,22 @@ impl Sm90Gemm {
                 *clusters = functions[functions.len() - 1].active_clusters(device, 1 << log2, shared)?;
             }
         }
-        Ok(Self { functions, room: Room { shared_bytes: shared_bytes as usize, clusters }, _module: module })
+        let room = Room { shared_bytes: shared_bytes as usize, clusters };
+        Ok(Self { functions, room, plans: Mutex::default(), _module: module })
     }
 
     pub(in crate::gpu) fn functions(&self) -> impl Iterator<Item = &Function> {
         self.functions.iter()
     }
 
-    /// What the device has room for.
-    pub(in crate::gpu) fn room(&self) -> &Room {
-        &self.room
+    /// The planner's choice.
+    pub(super) fn planned(&self, m: usize, n: usize, steps: usize) -> GemmVariant {
+        // A choice is inserted whole or not at all, so a panic elsewhere has broken none.
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if plans.len() >= MAX_PLANS {
+            plans.clear();
+        }
+        *plans.entry((m, n, steps)).or_insert_with(|| plan::gemm_sm90(m, n, steps, &self.room))
     }
 
     /// # Safety
