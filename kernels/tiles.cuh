@@ -27,7 +27,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 //     name       M    N  free consumers chunk buffers   why
 #define GEMM_SM90_TILES(X)                                                                                              \
     X(256x128, 256, 128, M, TOGETHER, 64, 2) /* long K: most flop a byte loaded, 85; 128 accumulators a thread */       \
-    X(128x224, 128, 224, N, TOGETHER, 128, 1) /* where 224 divides N into whole rounds: 7168 × 512, 12288 × 8192 */      \
+    X(128x224, 128, 224, N, TOGETHER, 64, 2) /* where 224 divides N into whole rounds: 7168 × 512, 12288 × 8192 */      \
     X(128x192, 128, 192, N, TOGETHER, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */             \
     X(128x128t, 128, 128, M, IN_TURN, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */          \
     X(128x128, 128, 128, M, TOGETHER, 128, 1) /* one round of 128 tiles: each finishes half as much */                  \
