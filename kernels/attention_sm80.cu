@@ -1,11 +1,13 @@
 // O = softmax(Q·Kᵀ/√d [causal, lengths])·V per sequence and head, never writing the scores (FlashAttention-2,
 // arXiv 2307.08691, algorithm 1).
 //
-//   qkv [batch·seq_len, ld_qkv]: Q at column head·d, K at k_offset + head·d, V at v_offset + head·d; 16-bit
-//   out [batch·seq_len, ld_out]: column head·d
-//   grid: (batch · query tiles, heads)
-//   lengths [batch] or null: keys at or past a sequence's length get no weight whatever they hold (they are read as
-//   zeros, since 0·NaN is NaN), rows at or past it are written as zeros.
+//   qkv [rows, ld_qkv]: Q at column head·d, K at k_offset + (head / group)·d, V likewise at v_offset; 16-bit
+//   out [rows, ld_out]: column head·d
+//   log_sum_exp [heads, rows] or null: ln Σ exp(q·k/√d), −∞ in rows of padding; fp32
+//   grid: (batch · query tiles of the longest sequence, heads)
+// Sequences are padded: first_rows is null, sequence i has the rows from i·seq_len on; keys at or past its length get no
+// weight whatever they hold (they are read as zeros, since 0·NaN is NaN), rows at or past it are written as zeros. Or they
+// are packed: sequence i has lengths[i] rows from first_rows[i] on, and there is no padding to write.
 //
 // Idea: one block a tile of queries, K and V tiles double-buffered with cp.async, one barrier a step. Scores, probabilities
 // and output stay in registers: the accumulator layout of Q·Kᵀ is the A operand layout of P·V. Softmax runs in base 2
@@ -22,10 +24,13 @@
 struct AttentionParams {
     const void* qkv;
     void* out;
-    const int* lengths;
-    int seq_len;
+    float* log_sum_exp;
+    const int* lengths;     // null: every sequence has seq_len tokens
+    const int* first_rows;  // null: sequences are padded to seq_len
+    int rows, seq_len;
     int ld_qkv, ld_out;
     int k_offset, v_offset;
+    int group;         // query heads that share a head of K and V
     float scale_log2;  // log2(e) / √head_dim
     int causal;
 };
@@ -71,12 +76,14 @@ struct Attention {
         const int tiles = (p.seq_len + BM - 1) / BM, sequence = blockIdx.x / tiles, rank = blockIdx.x % tiles;
         const int tile = p.causal ? tiles - 1 - rank : rank;
         const int q0 = tile * BM, head = blockIdx.y;
-        const int64_t first_row = static_cast<int64_t>(sequence) * p.seq_len;
+        const bool packed = p.first_rows != nullptr;
+        const int first_row = packed ? p.first_rows[sequence] : sequence * p.seq_len;
         const int length = p.lengths == nullptr ? p.seq_len : min(max(p.lengths[sequence], 0), p.seq_len);
-        const S* q = static_cast<const S*>(p.qkv) + first_row * p.ld_qkv + head * D;
-        const S* k = q + p.k_offset;
-        const S* v = q + p.v_offset;
-        S* out = static_cast<S*>(p.out) + first_row * p.ld_out + head * D;
+        if (packed && q0 >= length) return;
+        const S* from = static_cast<const S*>(p.qkv) + static_cast<int64_t>(first_row) * p.ld_qkv;
+        const S* q = from + head * D;
+        const S* k = from + p.k_offset + head / p.group * D;
+        const S* v = from + p.v_offset + head / p.group * D;
 
         // Keys that some row of this tile may see. None for a tile of padding: its rows become zeros below.
         const int key_end = q0 >= length ? 0 : (p.causal ? min(length, q0 + BM) : length);
@@ -172,7 +179,7 @@ struct Attention {
             }
         }
         ptx::copy_async_wait<0>();
-        finish(p, shared, o, row_sum, out, q0, length, warp_row, lane);
+        finish(p, shared + warp_row * STRIDE, o, row_max, row_sum, sequence, q0 + warp_row, length, lane);
     }
 
     // −∞ for keys past the length or, causally, past the row.
@@ -224,10 +231,17 @@ struct Attention {
             }
     }
 
-    // Divides by the row sums and stores; a warp's rows pass through its own rows of the Q tile, so no block barrier.
-    static __device__ __forceinline__ void finish(const AttentionParams& p, unsigned char* shared, float (&o)[MT][DT][4],
-                                                  float (&row_sum)[MT][2], S* out, int q0, int length, int warp_row, int lane) {
-        unsigned char* rows = shared + warp_row * STRIDE;
+    // Divides by the row sums and stores; a warp's rows, the first of them at `position`, pass through its own rows of the Q
+    // tile (`rows`), so no block barrier.
+    static __device__ __forceinline__ void finish(const AttentionParams& p, unsigned char* rows, float (&o)[MT][DT][4],
+                                                  float (&row_max)[MT][2], float (&row_sum)[MT][2], int sequence,
+                                                  int position, int length, int lane) {
+        // Where the rows go is worked out again: through the loop it would take registers that head_dim 128 has not.
+        const bool packed = p.first_rows != nullptr;
+        const int64_t to = (packed ? p.first_rows[sequence] : sequence * p.seq_len) + position;
+        const int head = blockIdx.y, valid = length - position, end = packed ? valid : p.seq_len - position;
+        float* lse = p.log_sum_exp == nullptr ? nullptr : p.log_sum_exp + static_cast<int64_t>(head) * p.rows + to;
+        S* out = static_cast<S*>(p.out) + to * p.ld_out + head * D;
         __syncwarp();  // the other lanes have read their queries
 #pragma unroll
         for (int i = 0; i < MT; ++i)
@@ -237,12 +251,15 @@ struct Attention {
                 sum += __shfl_xor_sync(0xffffffff, sum, 1);
                 sum += __shfl_xor_sync(0xffffffff, sum, 2);
                 const int r = i * 16 + h * 8 + lane / 4;
-                const bool valid = q0 + warp_row + r < length;
-                const float inverse = valid ? 1.f / sum : 0.f;
+                const float inverse = r < valid ? 1.f / sum : 0.f;
 #pragma unroll
                 for (int j = 0; j < DT; ++j) {
                     const uint32_t pair = T::pack(o[i][j][2 * h] * inverse, o[i][j][2 * h + 1] * inverse);
-                    *reinterpret_cast<uint32_t*>(rows + r * STRIDE + j * 16 + lane % 4 * 4) = valid ? pair : 0;
+                    *reinterpret_cast<uint32_t*>(rows + r * STRIDE + j * 16 + lane % 4 * 4) = r < valid ? pair : 0;
+                }
+                if (lse != nullptr && lane % 4 == 0 && r < end) {
+                    constexpr float LN_2 = 0.693147181f;
+                    lse[r] = r < valid ? (row_max[i][h] * p.scale_log2 + log2f(sum)) * LN_2 : -INFINITY;
                 }
             }
         __syncwarp();
@@ -250,9 +267,8 @@ struct Attention {
 #pragma unroll
         for (int i = lane; i < WARP_ROWS * VECTORS; i += 32) {
             const int r = i / VECTORS, column = i % VECTORS * VECTOR;
-            const int row = q0 + warp_row + r;
-            if (row < p.seq_len)
-                *reinterpret_cast<uint4*>(out + static_cast<int64_t>(row) * p.ld_out + column) =
+            if (r < end)
+                *reinterpret_cast<uint4*>(out + static_cast<int64_t>(r) * p.ld_out + column) =
                     *reinterpret_cast<const uint4*>(rows + r * STRIDE + column * ELEMENT_BYTES);
         }
     }

@@ -1,47 +1,42 @@
-//! Launcher of kernels/attention_sm80.cu: softmax attention read in place from the packed QKV product.
+//! Softmax attention, read in place from the packed QKV product: `softmax(Q·Kᵀ/√head_dim)·V` for each sequence and head.
+//! What it is, what it checks, and which kernel runs it.
 
-use bytemuck::NoUninit;
+pub(super) mod sm80;
+mod variant;
 
-use super::device::Stream;
-use super::launch::{Grid, Kernels};
+use super::batch::Sequences;
+use super::device::{Device, Stream};
+use super::launch::Kernels;
 use super::memory::Matrix;
-use super::plan;
 use super::tiles::ATTENTION_TILES;
 use crate::error::{Error, Result};
+pub use variant::AttentionVariant;
 
-/// One attention over a batch of sequences padded to `seq_len`.
+/// One attention over a batch of sequences.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention {
-    /// `[batch · seq_len, 3 · heads · head_dim]`: all Q heads, all K heads, all V heads.
+    /// `[rows, (heads + 2 · key_value_heads) · head_dim]`: all Q heads, all K heads, all V heads.
     pub(super) qkv: Matrix,
-    /// `[batch · seq_len, heads · head_dim]`.
+    /// `[rows, heads · head_dim]`.
     pub(super) out: Matrix,
-    /// Pointer to `batch` i32 lengths, or 0 where nothing is padded.
-    pub(super) lengths: u64,
-    pub(super) batch: usize,
-    pub(super) seq_len: usize,
+    /// Pointer to f32 `[heads, rows]`, or 0: `ln Σ exp(q·k/√head_dim)` over the keys that a row sees; −∞ for padding.
+    pub(super) log_sum_exp: u64,
+    pub(super) sequences: Sequences,
     pub(super) heads: usize,
+    /// A divisor of `heads`: as many neighbouring query heads as it leaves share one key and value head.
+    pub(super) key_value_heads: usize,
     pub(super) head_dim: usize,
     pub(super) causal: bool,
-    /// Row of [`ATTENTION_TILES`] to use instead of the planned one.
-    pub(super) tile: Option<usize>,
+    /// Instead of the planned one.
+    pub(super) variant: Option<AttentionVariant>,
+    /// Programmatic dependent launch; the portable kernel ignores it.
+    #[expect(dead_code, reason = "only kernels for newer cards can begin early")]
+    pub(super) overlap: bool,
 }
 
-/// `AttentionParams` of the kernel.
-#[repr(C)]
-#[derive(Clone, Copy, NoUninit)]
-struct Params {
-    qkv: u64,
-    out: u64,
-    lengths: u64,
-    seq_len: i32,
-    ld_qkv: i32,
-    ld_out: i32,
-    k_offset: i32,
-    v_offset: i32,
-    scale_log2: f32,
-    causal: i32,
-    padding: i32,
+/// The planner's choice for this device.
+pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<AttentionVariant> {
+    Ok(AttentionVariant::Sm80 { rows: kernels.attention_sm80.planned(device, attention)? })
 }
 
 /// Launches the attention on `stream`.
@@ -50,33 +45,14 @@ struct Params {
 /// As for [`gemm::launch`](super::gemm::launch).
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, attention: &Attention) -> Result<()> {
     attention.check()?;
-    let &Attention { qkv, out, lengths, batch, seq_len, heads, head_dim, causal, tile } = attention;
-    let multiprocessors = stream.device().info().multiprocessors as usize;
-    let available = |index: usize| kernels.attention[index].is_some();
-    let index = match tile {
-        Some(index) => index,
-        None => plan::attention_tile(head_dim, seq_len, batch * heads, multiprocessors, available)
-            .ok_or_else(|| unsupported_head_dim(head_dim))?,
+    let variant = match attention.variant {
+        Some(variant) => variant,
+        None => planned(kernels, stream.device(), attention)?,
     };
-    let (tile, function) = (&ATTENTION_TILES[index], kernels.attention[index].as_ref());
-    let function = function.filter(|_| tile.head_dim == head_dim).ok_or_else(|| unsupported_head_dim(head_dim))?;
-    let width = heads * head_dim;
-    let parameters = Params {
-        qkv: qkv.pointer,
-        out: out.pointer,
-        lengths,
-        seq_len: seq_len as i32,
-        ld_qkv: qkv.stride as i32,
-        ld_out: out.stride as i32,
-        k_offset: width as i32,
-        v_offset: 2 * width as i32,
-        scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
-        causal: causal.into(),
-        padding: 0,
-    };
-    let grid = Grid::new(batch * seq_len.div_ceil(tile.rows()), heads);
-    // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
-    unsafe { function.launch(stream, grid, &parameters) }
+    match variant {
+        // SAFETY: shapes were checked; liveness is the caller's promise.
+        AttentionVariant::Sm80 { rows } => unsafe { kernels.attention_sm80.launch(stream, attention, rows) },
+    }
 }
 
 /// The head widths that there are kernels for.
@@ -96,22 +72,28 @@ pub(super) fn unsupported_head_dim(head_dim: usize) -> Error {
 impl Attention {
     fn check(&self) -> Result<()> {
         const OPERATION: &str = "attention";
-        let Self { qkv, out, lengths, batch, seq_len, heads, head_dim, .. } = *self;
-        let width = heads * head_dim;
-        let expected = [(batch * seq_len, 3 * width), (batch * seq_len, width)];
+        let Self { qkv, out, log_sum_exp, sequences, heads, key_value_heads, head_dim, .. } = *self;
+        sequences.check(OPERATION)?;
+        if key_value_heads == 0 || !heads.is_multiple_of(key_value_heads) {
+            let expected = format!("a divisor of the {heads} query heads");
+            return Err(Error::mismatch(OPERATION, "number of key and value heads", key_value_heads, expected));
+        }
+        let (rows, width) = (sequences.rows, heads * head_dim);
+        let expected = [(rows, width + 2 * key_value_heads * head_dim), (rows, width)];
         for ((what, matrix), (rows, cols)) in [("QKV", qkv), ("output", out)].into_iter().zip(expected) {
-            if (matrix.rows, matrix.cols) != (rows, cols) || rows * cols == 0 {
+            if (matrix.rows, matrix.cols) != (rows, cols) || cols == 0 {
                 return Err(Error::mismatch(
                     OPERATION,
                     what,
                     format!("{} × {}", matrix.rows, matrix.cols),
-                    format!("{rows} × {cols} (batch {batch}, seq_len {seq_len}, {heads} heads of {head_dim})"),
+                    format!("{rows} × {cols} ({heads} and {key_value_heads} heads of {head_dim})"),
                 ));
             }
             matrix.check_aligned(OPERATION, what)?;
         }
-        if !lengths.is_multiple_of(4) {
-            return Err(Error::mismatch(OPERATION, "lengths", format!("at {lengths:#x}"), "a 4-byte aligned pointer"));
+        if !log_sum_exp.is_multiple_of(4) {
+            let got = format!("at {log_sum_exp:#x}");
+            return Err(Error::mismatch(OPERATION, "log-sum-exp", got, "a 4-byte aligned pointer"));
         }
         if qkv.overlaps(&out) {
             return Err(Error::mismatch(
@@ -132,23 +114,34 @@ mod tests {
     #[test]
     fn bad_shapes_are_refused_with_their_values() {
         let matrix = |pointer, cols| Matrix { pointer, rows: 6, cols, stride: cols };
+        let sequences = Sequences { batch: 2, seq_len: 3, rows: 6, lengths: 0, first_rows: 0 };
         let good = Attention {
             qkv: matrix(0x1000, 192),
             out: matrix(0x8000, 64),
-            lengths: 0,
-            batch: 2,
-            seq_len: 3,
+            log_sum_exp: 0,
+            sequences,
             heads: 2,
+            key_value_heads: 2,
             head_dim: 32,
             causal: false,
-            tile: None,
+            variant: None,
+            overlap: false,
         };
         good.check().unwrap();
+        Attention { key_value_heads: 1, qkv: matrix(0x1000, 128), ..good }.check().unwrap();
+        let packed = Sequences { batch: 4, seq_len: 5, lengths: 0x100, first_rows: 0x200, ..sequences };
+        Attention { sequences: packed, ..good }.check().unwrap();
         for (bad, part) in [
             (Attention { qkv: matrix(0x1000, 128), ..good }, "6 × 128"),
-            (Attention { seq_len: 4, ..good }, "8 × 192"),
+            (Attention { key_value_heads: 1, ..good }, "6 × 128 (2 and 1 heads of 32)"),
+            (Attention { key_value_heads: 3, ..good }, "is 3, expected a divisor of the 2"),
+            (Attention { key_value_heads: 0, ..good }, "is 0, expected a divisor of the 2"),
+            (Attention { sequences: Sequences { seq_len: 4, ..sequences }, ..good }, "6 (batch 2, seq_len 4)"),
+            (Attention { sequences: Sequences { rows: 8, seq_len: 4, ..sequences }, ..good }, "8 × 192"),
+            (Attention { sequences: Sequences { lengths: 0x1002, ..sequences }, ..good }, "0x1002"),
+            (Attention { sequences: Sequences { lengths: 0, ..packed }, ..good }, "lengths is absent"),
+            (Attention { log_sum_exp: 0x1002, ..good }, "0x1002"),
             (Attention { out: matrix(0x1010, 64), ..good }, "overlapping"),
-            (Attention { lengths: 0x1002, ..good }, "0x1002"),
         ] {
             let message = bad.check().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
@@ -158,5 +151,13 @@ mod tests {
     #[test]
     fn the_promised_head_dims_are_there() {
         assert_eq!(head_dims(), [32, 64, 80, 96, 128]);
+    }
+
+    #[test]
+    fn rows_name_one_tile_of_a_head_width() {
+        for head_dim in head_dims() {
+            let rows: Vec<_> = sm80::tiles(head_dim).collect();
+            assert!(rows.windows(2).all(|pair| pair[0] > pair[1]), "{rows:?}");
+        }
     }
 }

@@ -4,13 +4,14 @@ use std::borrow::Borrow;
 use std::sync::Arc;
 
 use super::attention::{self, head_dims};
+use super::batch::Batch;
 use super::device::{Device, Stream};
 use super::graph::Graph;
 use super::memory::{Buffer, Matrix, Tensor, to_bits};
 use super::norm::MAX_HIDDEN;
 use super::schedule;
 use super::workspace::Workspace;
-use crate::config::{BatchShape, EncoderConfig, LayerConfig, Schedule};
+use crate::config::{EncoderConfig, LayerConfig, Schedule};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::weights::LayerWeights;
@@ -146,52 +147,6 @@ fn check_config(config: &LayerConfig) -> Result<()> {
     Ok(())
 }
 
-/// The shape of a batch, with its lengths on the device.
-#[derive(Debug)]
-pub struct Batch {
-    shape: BatchShape,
-    device: Device,
-    lengths: Option<Buffer>,
-}
-
-impl Batch {
-    /// Copies the lengths, if there are any, to the device.
-    ///
-    /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
-    pub fn new(device: &Device, shape: &BatchShape) -> Result<Self> {
-        let lengths = shape
-            .lengths()
-            .map(|lengths| {
-                let values: Vec<i32> = lengths.iter().map(|&len| len as i32).collect();
-                let buffer = Buffer::new(device, "the lengths of a batch", values.len() * size_of::<i32>())?;
-                buffer.write(0, &values)?;
-                Ok(buffer)
-            })
-            .transpose()?;
-        Ok(Self { shape: shape.clone(), device: device.clone(), lengths })
-    }
-
-    /// The shape.
-    pub fn shape(&self) -> &BatchShape {
-        &self.shape
-    }
-
-    pub(super) fn check_device(&self, operation: &'static str, device: &Device) -> Result<()> {
-        if !self.device.same_as(device) {
-            let got = self.device.info().ordinal;
-            let expected = format!("the stream's device object (ordinal {})", device.info().ordinal);
-            return Err(Error::mismatch(operation, "device of the batch", got, expected));
-        }
-        Ok(())
-    }
-
-    /// Pointer to the lengths, or 0 where nothing is padded.
-    pub(super) fn lengths_pointer(&self) -> u64 {
-        self.lengths.as_ref().map_or(0, Buffer::pointer)
-    }
-}
-
 /// A stack of layers of one design that can be run.
 #[derive(Debug)]
 pub struct Encoder {
@@ -322,7 +277,7 @@ impl Encoder {
                 ));
             }
         }
-        let devices = [stream.device(), &batch.device, x.device(), y.device(), workspace.device()];
+        let devices = [stream.device(), batch.device(), x.device(), y.device(), workspace.device()];
         if !devices.iter().all(|device| device.same_as(self.device())) {
             return Err(Error::mismatch(
                 OPERATION,

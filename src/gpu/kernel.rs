@@ -3,17 +3,18 @@
 //! Each function checks shapes, element types, devices and aliasing, enqueues one kernel on the stream, and returns. The
 //! operands belong to the call until the stream has run it.
 
-use super::attention::{self, Attention};
+pub use super::attention::AttentionVariant;
+use super::attention::{self, sm80};
+use super::batch::Batch;
 use super::device::{Device, Stream};
-use super::encoder::Batch;
 use super::gemm::{self, Gemm, Then};
 pub use super::gemm::{Cluster, GemmVariant};
 use super::graph::Graph;
 pub use super::launch::KernelResources;
-use super::memory::Tensor;
+use super::memory::{Floats, Tensor};
 use super::norm::{self, Join, NormOutput};
 use super::plan;
-use super::tiles::{ATTENTION_TILES, GEMM_SM80_TILES};
+use super::tiles::GEMM_SM80_TILES;
 use crate::config::HiddenAct;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -87,9 +88,40 @@ pub fn resources(device: &Device, dtype: Dtype) -> Result<Vec<KernelResources>> 
     device.kernels(dtype)?.resources(device)
 }
 
-/// Query rows of the attention kernel's tiles for a head width; empty where there is no kernel for it.
-pub fn attention_tiles(head_dim: usize) -> impl Iterator<Item = usize> {
-    ATTENTION_TILES.iter().filter(move |tile| tile.head_dim == head_dim).map(|tile| tile.rows())
+/// Attention to compute: `softmax(Q·Kᵀ/√head_dim)·V` for each sequence of a batch and each head.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// Which rows are which sequences. Padded keys get no weight, padded rows become zeros.
+    pub batch: &'a Batch,
+    /// `[rows, (heads + 2 · key_value_heads) · head_dim]`: all query heads, all key heads, all value heads.
+    pub qkv: &'a Tensor,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads, a divisor of `heads`: head `h` reads key and value head `h / (heads / key_value_heads)`.
+    pub key_value_heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+    /// Whether a position attends only to itself and to earlier ones.
+    pub causal: bool,
+    /// `None` leaves the choice to the planner.
+    pub variant: Option<AttentionVariant>,
+    /// Lets the kernel begin while the kernel before it on the stream still runs (programmatic dependent launch); a kernel
+    /// that cannot ignores it.
+    pub overlap: bool,
+}
+
+impl<'a> Attention<'a> {
+    /// Not causal, with as many key and value heads as query heads.
+    pub fn new(batch: &'a Batch, qkv: &'a Tensor, heads: usize, head_dim: usize) -> Self {
+        let (causal, variant, overlap) = (false, None, false);
+        Self { batch, qkv, heads, key_value_heads: heads, head_dim, causal, variant, overlap }
+    }
+}
+
+/// The ways in which `device` could compute attention with heads of that width; empty where there is no kernel for it. A
+/// variant may still need more shared memory than the device has.
+pub fn attention_variants(_device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
+    sm80::tiles(head_dim).map(|rows| AttentionVariant::Sm80 { rows }).collect()
 }
 
 /// Enqueues `c[M,N] = product`.
@@ -141,55 +173,45 @@ pub fn record_gemms<'a>(stream: &Stream, products: &[Product<'a>], c: &'a mut Te
     Graph::record(stream, || products.iter().try_for_each(|product| gemm(stream, product, c)))
 }
 
-/// `out = softmax(Q·Kᵀ/√head_dim)·V` per sequence and head; `qkv` is `[batch · seq_len, 3 · heads · head_dim]`: all query
-/// heads, all key heads, all value heads; `out` is `[batch · seq_len, heads · head_dim]`. Padded keys get no weight, padded
-/// rows become zeros. `query_rows` is one of [`attention_tiles`]; `None` leaves the choice to the planner.
+/// Enqueues `out = attention`, `[rows, heads · head_dim]`. `log_sum_exp`, `[heads, rows]`, gets the natural logarithm of the
+/// softmax's denominator, `ln Σ exp(q·k/√head_dim)` over the keys that a row sees; −∞ in rows of padding.
 ///
 /// # Errors
 /// As [`gemm`]; [`Error::Unsupported`] for a head width without a kernel.
-#[expect(clippy::too_many_arguments, reason = "one argument for each thing that a caller may vary")]
 pub fn attention(
     stream: &Stream,
-    batch: &Batch,
-    heads: usize,
-    head_dim: usize,
-    causal: bool,
-    qkv: &Tensor,
+    attention: &Attention<'_>,
     out: &mut Tensor,
-    query_rows: Option<usize>,
+    log_sum_exp: Option<&mut Floats>,
 ) -> Result<()> {
     const OPERATION: &str = "attention";
-    let tile = match query_rows {
-        None => None,
-        Some(rows) => {
-            let is_it = |tile: &_| attention_tile_is(tile, head_dim, rows);
-            Some(ATTENTION_TILES.iter().position(is_it).ok_or_else(|| {
-                let known = attention_tiles(head_dim).collect::<Vec<_>>();
-                Error::mismatch(OPERATION, "query rows", rows, format!("one of {known:?} for head_dim {head_dim}"))
-            })?)
-        }
-    };
+    let &Attention { batch, qkv, heads, key_value_heads, head_dim, causal, variant, overlap } = attention;
     let dtype = same_kind(OPERATION, stream, [qkv, out])?;
     batch.check_device(OPERATION, stream.device())?;
-    let attention = Attention {
+    let sequences = batch.sequences();
+    if let Some(floats) = &log_sum_exp {
+        let expected = heads.saturating_mul(sequences.rows);
+        if floats.len() != expected {
+            return Err(Error::mismatch(OPERATION, "length of log-sum-exp", floats.len(), expected));
+        }
+        check_device(OPERATION, stream, floats.device())?;
+    }
+    let attention = attention::Attention {
         qkv: qkv.matrix(),
         out: out.matrix(),
-        lengths: batch.lengths_pointer(),
-        batch: batch.shape().batch(),
-        seq_len: batch.shape().seq_len(),
+        log_sum_exp: log_sum_exp.map_or(0, |floats| floats.pointer()),
+        sequences,
         heads,
+        key_value_heads,
         head_dim,
         causal,
-        tile,
+        variant,
+        overlap,
     };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.
     unsafe { attention::launch(kernels, stream, &attention) }
-}
-
-fn attention_tile_is(tile: &super::tiles::AttentionTile, head_dim: usize, rows: usize) -> bool {
-    tile.head_dim == head_dim && tile.rows() == rows
 }
 
 /// A layer norm that [`join`] is to make of its sum.
@@ -242,7 +264,7 @@ pub fn join(
         addends: std::array::from_fn(|i| addends.get(i).map(|tensor| tensor.matrix())),
         sum: sum.map(Tensor::matrix),
         norms: std::array::from_fn(|i| norms.get(i).map(output)),
-        lengths: batch.lengths_pointer(),
+        lengths: batch.padding(),
         seq_len: batch.shape().seq_len(),
         eps,
     };
@@ -264,16 +286,21 @@ fn same_kind<'a>(
         if tensor.dtype() != expected {
             return Err(Error::mismatch(operation, "element type of an operand", tensor.dtype(), expected));
         }
-        if !tensor.device().same_as(stream.device()) {
-            return Err(Error::mismatch(
-                operation,
-                "device of an operand",
-                tensor.device().info().ordinal,
-                format!("the stream's device object (ordinal {})", stream.device().info().ordinal),
-            ));
-        }
+        check_device(operation, stream, tensor.device())?;
     }
     dtype.ok_or_else(|| Error::mismatch(operation, "number of operands", 0, "at least 1"))
+}
+
+fn check_device(operation: &'static str, stream: &Stream, device: &Device) -> Result<()> {
+    if !device.same_as(stream.device()) {
+        return Err(Error::mismatch(
+            operation,
+            "device of an operand",
+            device.info().ordinal,
+            format!("the stream's device object (ordinal {})", stream.device().info().ordinal),
+        ));
+    }
+    Ok(())
 }
 
 fn check_shape(operation: &'static str, what: &'static str, tensor: &Tensor, expected: (usize, usize)) -> Result<()> {

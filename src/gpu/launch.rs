@@ -11,13 +11,13 @@ use cudarc::driver::sys::{
 };
 use cudarc::driver::{CudaContext, result};
 
+use super::attention::sm80::Sm80Attention;
 use super::device::{Device, Stream};
 use super::gemm::sm80::Sm80Gemm;
 use super::gemm::sm90::Sm90Gemm;
 use super::memory::Matrix;
 use super::norm::NormKernel;
 use super::ptx::PtxModule;
-use super::tiles::ATTENTION_TILES;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -216,8 +216,7 @@ pub(super) struct Kernels {
     gemm_sm80: OnceLock<Result<Sm80Gemm>>,
     /// `None` where the device is no Hopper, or is to use the portable kernels only.
     pub(super) gemm_sm90: Option<Sm90Gemm>,
-    /// In the order of [`ATTENTION_TILES`]; `None` where a block has too little shared memory here.
-    pub(super) attention: Vec<Option<Function>>,
+    pub(super) attention_sm80: Sm80Attention,
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
     /// Occupies a stream for a while.
@@ -229,15 +228,8 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
         device.enter()?;
-        let attention_module = Module::load(device, &format!("attention_sm80_{dtype}"))?;
         let norm_module = Module::load(device, &format!("norm_sm80_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
-        let attention = ATTENTION_TILES
-            .iter()
-            .map(|tile| {
-                attention_module.function_if_it_fits(device, &tile.kernel_name(), tile.threads(), tile.shared_bytes())
-            })
-            .collect::<Result<_>>()?;
         let norm = NormKernel::ALL
             .iter()
             .map(|kernel| norm_module.function(device, &format!("norm_{}", kernel.name), kernel.threads, 0))
@@ -248,10 +240,10 @@ impl Kernels {
             dtype,
             gemm_sm80: OnceLock::new(),
             gemm_sm90,
-            attention,
+            attention_sm80: Sm80Attention::load(device, dtype)?,
             norm,
             delay,
-            _modules: vec![attention_module, norm_module, probe_module],
+            _modules: vec![norm_module, probe_module],
         };
         if kernels.gemm_sm90.is_none() {
             kernels.gemm_sm80(device)?;
@@ -271,7 +263,7 @@ impl Kernels {
     /// Of every kernel that is loaded, and of the portable GEMM.
     pub(super) fn resources(&self, device: &Device) -> Result<Vec<KernelResources>> {
         let hopper = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
-        let others = self.attention.iter().flatten().chain(&self.norm).chain([&self.delay]);
+        let others = self.attention_sm80.functions().chain(&self.norm).chain([&self.delay]);
         let functions = self.gemm_sm80(device)?.functions().chain(hopper).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }

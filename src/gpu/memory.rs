@@ -226,6 +226,57 @@ impl Tensor {
     }
 }
 
+/// f32 values on the device, for what kernels give beside 16-bit tensors.
+#[derive(Debug)]
+pub struct Floats {
+    buffer: Buffer,
+    len: usize,
+}
+
+impl Floats {
+    /// `len` values, each NaN.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for a length of 0, or one that no address space holds; [`Error::OutOfMemory`], [`Error::Cuda`],
+    /// [`Error::ContextLost`].
+    pub fn poisoned(device: &Device, len: usize) -> Result<Self> {
+        let bytes = len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes > 0);
+        let bytes = bytes.ok_or_else(|| Error::mismatch("Floats", "length", len, "a positive, addressable one"))?;
+        let buffer = Buffer::new(device, "f32 values", bytes)?;
+        buffer.fill_u16(0xffff)?;
+        Ok(Self { buffer, len })
+    }
+
+    /// The values, after everything launched on the device has finished.
+    ///
+    /// # Errors
+    /// An error of any kernel that ran before.
+    pub fn to_host(&self) -> Result<Vec<f32>> {
+        let halves = self.buffer.read_u16()?;
+        Ok(halves
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&[low, high]| f32::from_bits(u32::from(low) | u32::from(high) << 16))
+            .collect())
+    }
+
+    /// Number of values.
+    #[expect(clippy::len_without_is_empty, reason = "there is always at least one")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The device that they live on.
+    pub fn device(&self) -> &Device {
+        &self.buffer.device
+    }
+
+    pub(super) fn pointer(&self) -> u64 {
+        self.buffer.pointer
+    }
+}
+
 pub(super) fn to_bits(dtype: Dtype, values: &[f32]) -> Vec<u16> {
     values.par_iter().map(|&value| dtype.to_bits(value)).collect()
 }

@@ -8,6 +8,7 @@
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
 
 mod attention;
+mod batch;
 mod device;
 mod encoder;
 mod gemm;
@@ -24,8 +25,9 @@ mod schedule;
 pub(crate) mod tiles;
 mod workspace;
 
+pub use batch::Batch;
 pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version};
-pub use encoder::{Batch, Encoder, EncoderWeights};
+pub use encoder::{Encoder, EncoderWeights};
 pub use graph::Graph;
-pub use memory::Tensor;
+pub use memory::{Floats, Tensor};
 pub use workspace::{Branch, Workspace};

@@ -166,18 +166,18 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, variant: GemmVari
 }
 
 /// The row of [`ATTENTION_TILES`] for this head width: the largest query tile that still gives three quarters of the
-/// multiprocessors a block, else the smallest. `None` if there is none for this width.
+/// multiprocessors a block, else the smallest. `None` if there is none for this width. `blocks` tells how many there are
+/// of so many rows.
 pub(super) fn attention_tile(
     head_dim: usize,
-    seq_len: usize,
-    batch_heads: usize,
+    blocks: impl Fn(usize) -> usize,
     multiprocessors: usize,
     available: impl Fn(usize) -> bool,
 ) -> Option<usize> {
     let candidates =
         || (0..ATTENTION_TILES.len()).filter(|&index| ATTENTION_TILES[index].head_dim == head_dim && available(index));
     let rows = |index: usize| ATTENTION_TILES[index].rows();
-    let fills = |&index: &usize| batch_heads * seq_len.div_ceil(rows(index)) * 4 >= multiprocessors * 3;
+    let fills = |&index: &usize| blocks(rows(index)) * 4 >= multiprocessors * 3;
     candidates()
         .filter(fills)
         .max_by_key(|&index| rows(index))
@@ -245,13 +245,14 @@ mod tests {
 
     #[test]
     fn attention_tiles_fill_the_device() {
-        let rows = |seq_len, batch_heads| {
-            ATTENTION_TILES[attention_tile(64, seq_len, batch_heads, 132, |_| true).unwrap()].rows()
+        let rows = |seq_len: usize, batch_heads| {
+            let blocks = |rows| batch_heads * seq_len.div_ceil(rows);
+            ATTENTION_TILES[attention_tile(64, blocks, 132, |_| true).unwrap()].rows()
         };
         assert_eq!(rows(128, 16), 32);
         assert_eq!(rows(512, 16), 64);
         assert_eq!(rows(512, 128), 128);
-        assert!(attention_tile(72, 512, 16, 132, |_| true).is_none());
+        assert!(attention_tile(72, |_| 16, 132, |_| true).is_none());
     }
 
     #[test]

@@ -13,8 +13,9 @@
 //! there is. The caller's stream hands over at `start` and takes back at `finished`.
 
 use super::attention::{self, Attention};
+use super::batch::Batch;
 use super::device::Stream;
-use super::encoder::{Batch, DeviceLayer, Encoder};
+use super::encoder::{DeviceLayer, Encoder};
 use super::gemm::{self, Gemm, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
@@ -184,13 +185,14 @@ impl Run<'_> {
         let attention = Attention {
             qkv,
             out: context,
-            lengths: self.batch.lengths_pointer(),
-            batch: self.batch.shape().batch(),
-            seq_len: self.batch.shape().seq_len(),
+            log_sum_exp: 0,
+            sequences: self.batch.sequences(),
             heads: self.config.num_attention_heads,
+            key_value_heads: self.config.num_key_value_heads,
             head_dim: self.config.head_dim,
             causal: self.config.causal,
-            tile: None,
+            variant: None,
+            overlap: false,
         };
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
@@ -228,7 +230,7 @@ impl Run<'_> {
             addends: std::array::from_fn(|i| addends.get(i).copied()),
             sum,
             norms,
-            lengths: self.batch.lengths_pointer(),
+            lengths: self.batch.padding(),
             seq_len: self.batch.shape().seq_len(),
             eps: self.config.layer_norm_eps,
         };
@@ -246,7 +248,7 @@ impl Run<'_> {
     unsafe fn finish_pre_norm(&self, addends: &[Matrix], y: Matrix, next: Option<&DeviceLayer>) -> Result<()> {
         let norms = next.map_or([None; 2], |next| self.norms_of(next));
         // A single addend is y itself, already stored; only padding remains to be zeroed.
-        let sum = (addends.len() > 1 || self.batch.lengths_pointer() != 0).then_some(y);
+        let sum = (addends.len() > 1 || self.batch.padding() != 0).then_some(y);
         if sum.is_none() && norms.iter().all(Option::is_none) {
             return Ok(());
         }

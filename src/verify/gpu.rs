@@ -10,7 +10,7 @@ use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, S
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
+use crate::gpu::kernel::{self, Attention, AttentionVariant, Cluster, Epilogue, GemmVariant, Norm, Product};
 use crate::gpu::tiles::GEMM_SM90_TILES;
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
 use crate::weights::{LayerWeights, NormWeights, random_activations, random_layers};
@@ -209,12 +209,12 @@ fn attention_cases(device: &Device) -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
         for head_dim in [32, 64, 80, 96, 128] {
-            for rows in kernel::attention_tiles(head_dim).map(Some).chain([None]) {
+            for variant in kernel::attention_variants(device, head_dim).into_iter().map(Some).chain([None]) {
                 for causal in [false, true] {
                     for (batch, seq_len, lengths) in &shapes {
                         let name = format!(
                             "attention {dtype} d{head_dim} {} {} {batch}x{seq_len}{}",
-                            rows.map_or("planned".to_owned(), |rows| format!("rows{rows}")),
+                            variant.map_or("planned".to_owned(), |variant| variant.to_string()),
                             if causal { "causal" } else { "full" },
                             if lengths.is_some() { " padded" } else { "" }
                         );
@@ -224,7 +224,7 @@ fn attention_cases(device: &Device) -> Vec<Case> {
                             if let Some(lengths) = lengths.clone() {
                                 shape = shape.with_lengths(lengths)?;
                             }
-                            attention(&device, dtype, head_dim, rows, causal, &shape)
+                            attention(&device, dtype, head_dim, variant, causal, &shape)
                         }));
                     }
                 }
@@ -238,7 +238,7 @@ fn attention(
     device: &Device,
     dtype: Dtype,
     head_dim: usize,
-    rows: Option<usize>,
+    variant: Option<AttentionVariant>,
     causal: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
@@ -248,7 +248,8 @@ fn attention(
     let qkv_device = Tensor::from_host(device, dtype, shape.rows(), config.qkv_size(), &qkv)?;
     let mut out = Tensor::poisoned(device, dtype, shape.rows(), config.query_size())?;
     let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
-    kernel::attention(&stream, &batch, 3, head_dim, causal, &qkv_device, &mut out, rows)?;
+    let attention = Attention { causal, variant, ..Attention::new(&batch, &qkv_device, 3, head_dim) };
+    kernel::attention(&stream, &attention, &mut out, None)?;
     let got = out.to_host()?;
     let qkv = widen(&qkv);
     let exact = oracle::attention(&qkv, &config, shape, Rounding::Exact)?;
