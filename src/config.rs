@@ -311,22 +311,13 @@ impl LayerConfig {
     /// Checks that the engines of this version can run the layer.
     ///
     /// # Errors
-    /// What [`validate`](Self::validate) finds; [`Error::Unsupported`] for rotary embeddings and grouped heads.
+    /// What [`validate`](Self::validate) finds; [`Error::Unsupported`] for rotary embeddings.
     pub fn check_runnable(&self) -> Result<()> {
         self.validate()?;
         if let Some(rotary) = self.rotary {
             return Err(Error::Unsupported {
                 what: format!("rotary embedding of {} of {} dimensions", rotary.dim, self.head_dim),
                 remedy: "not built yet; to time the layer without it, set `rotary` to None (`--without-rotary`)".into(),
-            });
-        }
-        if self.num_key_value_heads != self.num_attention_heads {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "num_key_value_heads = {} with num_attention_heads = {}",
-                    self.num_key_value_heads, self.num_attention_heads
-                ),
-                remedy: "grouped-query attention is not built yet; use as many key/value heads as query heads".into(),
             });
         }
         Ok(())

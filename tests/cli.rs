@@ -79,8 +79,7 @@ fn bad_dimensions_are_usage_errors() {
 fn bad_choices_are_usage_errors() {
     refuses(&["speedup", "--backend", "cpu", "--model", "gpt-5"], 2, &["\"gpt-5\"", "roberta-large", "falcon-7b"]);
     refuses(&["speedup", "--backend", "cpu", "--model", "pythia-410m"], 2, &["rotary", "16 of 64", "--without-rotary"]);
-    let falcon = ["speedup", "--backend", "cpu", "--model", "falcon-7b", "--without-rotary"];
-    refuses(&falcon, 2, &["num_key_value_heads = 1", "71"]);
+    refuses(&small(&["--num-key-value-heads", "3"]), 2, &["num_key_value_heads = 3", "num_attention_heads = 2"]);
     refuses(&["speedup", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
     refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream"]);
     refuses(&["speedup", "--backend", "tpu"], 2, &["tpu", "cuda"]);
@@ -170,12 +169,23 @@ fn a_small_comparison_gives_a_table_and_files() {
 
 #[test]
 fn data_on_stdout_is_only_data() {
-    let output = paf(&small(&["--json", "-", "--lengths", "9", "--design", "pre-two", "--causal"]));
+    let output = paf(&small(&[
+        "--json",
+        "-",
+        "--lengths",
+        "9",
+        "--design",
+        "pre-two",
+        "--causal",
+        "--num-key-value-heads",
+        "1",
+    ]));
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["cases"][0]["lengths"][0], 9);
     assert_eq!(report["cases"][0]["variants"][1]["design"], "paf-pre-two");
     assert_eq!(report["config"]["causal"], true);
+    assert_eq!(report["config"]["num_key_value_heads"], 1);
     assert!(text(&output.stderr).contains("SAF / this"));
 }
 

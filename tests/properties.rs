@@ -50,19 +50,21 @@ impl Case {
 
 fn layers() -> impl Strategy<Value = LayerConfig> {
     // A hidden size of a few elements makes layer norms ill-conditioned: two close values have hardly a variance.
-    let dimensions = (8usize..=72, 1usize..=4, 1usize..=40, 1usize..=90);
+    let dimensions = (8usize..=72, (1usize..=3, 1usize..=3), 1usize..=40, 1usize..=90);
     (dimensions, select(&HiddenAct::ALL), select(&Design::ALL), any::<bool>()).prop_map(
-        |((hidden_size, heads, head_dim, intermediate_size), hidden_act, design, causal)| LayerConfig {
-            hidden_size,
-            num_attention_heads: heads,
-            num_key_value_heads: heads,
-            head_dim,
-            intermediate_size,
-            layer_norm_eps: 1e-5,
-            hidden_act,
-            design,
-            causal,
-            rotary: None,
+        |((hidden_size, (num_key_value_heads, group), head_dim, intermediate_size), hidden_act, design, causal)| {
+            LayerConfig {
+                hidden_size,
+                num_attention_heads: num_key_value_heads * group,
+                num_key_value_heads,
+                head_dim,
+                intermediate_size,
+                layer_norm_eps: 1e-5,
+                hidden_act,
+                design,
+                causal,
+                rotary: None,
+            }
         },
     )
 }
@@ -184,12 +186,40 @@ proptest! {
             let (sequence, position) = (row / shape.seq_len(), row % shape.seq_len());
             let keys = if layer.causal { position + 1 } else { shape.length(sequence) };
             for (column, &got) in context.iter().enumerate().filter(|_| position < shape.length(sequence)) {
-                let first_value = sequence * shape.seq_len() * layer.qkv_size() + 2 * layer.query_size() + column;
+                let group = layer.num_attention_heads / layer.num_key_value_heads;
+                let shared = column / layer.head_dim / group * layer.head_dim + column % layer.head_dim;
+                let in_row = layer.query_size() + layer.key_value_size() + shared;
+                let first_value = sequence * shape.seq_len() * layer.qkv_size() + in_row;
                 let values = || qkv[first_value..].iter().copied().step_by(layer.qkv_size()).take(keys);
                 let (min, max) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN, f64::max));
                 prop_assert!(min - 1e-12 <= got && got <= max + 1e-12, "row {}, column {}", row, column);
             }
         }
+    }
+
+    #[test]
+    fn grouped_heads_are_repeated_heads(case in cases()) {
+        let layer = &case.config.layer;
+        let group = layer.num_attention_heads / layer.num_key_value_heads;
+        let config = LayerConfig { num_key_value_heads: layer.num_attention_heads, ..layer.clone() };
+        // Rows of the key and value heads, each as often as query heads share it.
+        let repeat = |rows: &[f32], width: usize| {
+            let head = layer.head_dim * width;
+            let (queries, shared) = rows.split_at(layer.query_size() * width);
+            let repeated = shared.chunks_exact(head).flat_map(|head| head.repeat(group));
+            queries.iter().copied().chain(repeated).collect::<Vec<f32>>()
+        };
+        let layers: Vec<_> = random_layers(&case.config, case.seed)
+            .map(|weights| {
+                let (w_qkv, b_qkv) = (repeat(&weights.w_qkv, layer.hidden_size), repeat(&weights.b_qkv, 1));
+                paf_cuda::weights::LayerWeights { w_qkv, b_qkv, ..weights }
+            })
+            .collect();
+        let config = EncoderConfig { layer: config, ..case.config.clone() };
+        let x = case.x();
+        let exact = oracle::encoder(&config, &layers, &widen(&x), &case.shape, Rounding::Exact).unwrap();
+        prop_assert_eq!(&case.exact(&case.shape, &x), &exact);
+        check_f32(&case.serial(&case.shape, &x), &exact, &case.encoder())?;
     }
 
     #[test]

@@ -42,9 +42,12 @@ fn head_block(context: &mut [f32], qkv: &[f32], config: &LayerConfig, length: us
     let queries = context.len() / query_size;
     let columns = head * head_dim;
     let context = &mut context[columns..];
-    // `rows` tokens from `position` on, one head wide; `part` is 0 for queries, 1 for keys, 2 for values.
-    let tokens = |part: usize, position: usize, rows: usize| {
-        View::new(&qkv[position * width + part * query_size + columns..], rows, head_dim, width)
+    // The first columns of this head's query, of its key, and of its value, which it shares with the heads of its group.
+    let shared = head / (config.num_attention_heads / config.num_key_value_heads) * head_dim;
+    let (query, key, value) = (columns, query_size + shared, query_size + config.key_value_size() + shared);
+    // `rows` tokens from `position` on, one head wide.
+    let tokens = |column: usize, position: usize, rows: usize| {
+        View::new(&qkv[position * width + column..], rows, head_dim, width)
     };
     let scale = (head_dim as f32).powf(-0.5);
     let mut scores = [0.0; QUERIES * KEYS];
@@ -58,8 +61,8 @@ fn head_block(context: &mut [f32], qkv: &[f32], config: &LayerConfig, length: us
             ViewMut::new(&mut scores, queries, keys, KEYS),
             Onto::Replace,
             scale,
-            tokens(0, first_query, queries),
-            tokens(1, first_key, keys).transposed(),
+            tokens(query, first_query, queries),
+            tokens(key, first_key, keys).transposed(),
             Parallelism::None,
         );
         for (i, scores) in scores.chunks_exact_mut(KEYS).take(queries).enumerate() {
@@ -78,7 +81,7 @@ fn head_block(context: &mut [f32], qkv: &[f32], config: &LayerConfig, length: us
             Onto::Add,
             1.0,
             View::new(&scores, queries, keys, KEYS),
-            tokens(2, first_key, keys),
+            tokens(value, first_key, keys),
             Parallelism::None,
         );
     }

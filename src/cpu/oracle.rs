@@ -8,7 +8,11 @@
 //! padding. Activations are f64, weights f32; both must already hold numbers of the type that the checked
 //! implementation computes in ([`LayerWeights::rounded`]), since inputs are never rounded here.
 
+mod attention;
+
 use rayon::prelude::*;
+
+pub use attention::attention;
 
 use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig};
@@ -88,47 +92,6 @@ pub fn activate(act: HiddenAct, values: &mut [f64], rounding: Rounding) {
         }
     };
     values.par_iter_mut().for_each(|value| *value = rounding.apply(f(*value)));
-}
-
-/// `softmax(Q·Kᵀ/√head_dim)·V` for each sequence and head (arXiv 1706.03762, section 3.2).
-///
-/// `qkv` is `[rows, qkv_size]`, query heads, key heads, value heads side by side along its columns; the result is
-/// `[rows, query_size]`. A row attends to the valid keys of its own sequence, up to itself if the layer is causal;
-/// the others are not even read. Rows of padding are zeros. Rounded: scaled scores, probabilities, result.
-///
-/// # Errors
-/// What [`LayerConfig::check_runnable`] finds; [`Error::Mismatch`] if `qkv` has another length.
-pub fn attention(qkv: &[f64], config: &LayerConfig, shape: &BatchShape, rounding: Rounding) -> Result<Vec<f64>> {
-    config.check_runnable()?;
-    let (width, query_size, head_dim) = (config.qkv_size(), config.query_size(), config.head_dim);
-    check_len("attention", "qkv", qkv.len(), [shape.rows(), width])?;
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let mut context = vec![0.0; shape.rows() * query_size];
-    context.par_chunks_exact_mut(query_size).enumerate().for_each(|(row, context)| {
-        let (sequence, position) = (row / shape.seq_len(), row % shape.seq_len());
-        let length = shape.length(sequence);
-        if position >= length {
-            return;
-        }
-        let keys = if config.causal { position + 1 } else { length };
-        let first_row = sequence * shape.seq_len();
-        // Columns `at ..` of a token's row, one head wide.
-        let head = |row: usize, at: usize| &qkv[row * width + at..][..head_dim];
-        for (h, context) in context.chunks_exact_mut(head_dim).enumerate() {
-            let at = h * head_dim;
-            let query = head(row, at);
-            let mut p: Vec<f64> = (first_row..first_row + keys)
-                .map(|row| rounding.apply(scale * dot(query, head(row, query_size + at))))
-                .collect();
-            softmax(&mut p, rounding);
-            for (&p, row) in p.iter().zip(first_row..) {
-                let value = head(row, query_size + config.key_value_size() + at);
-                context.iter_mut().zip(value).for_each(|(context, value)| *context += p * value);
-            }
-            context.iter_mut().for_each(|context| *context = rounding.apply(*context));
-        }
-    });
-    Ok(context)
 }
 
 /// The sum of `addends`, then a layer norm if there is one: `γ·(s − mean)/√(variance + eps) + β` over each row
@@ -246,14 +209,6 @@ pub fn encoder(
     layers.iter().try_fold(x.to_vec(), |x, weights| layer(&config.layer, weights, &x, shape, rounding))
 }
 
-/// Turns the scores of one row into probabilities. The maximum is subtracted first, so that no score overflows.
-fn softmax(scores: &mut [f64], rounding: Rounding) {
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
-    let sum: f64 = scores.iter().sum();
-    scores.iter_mut().for_each(|s| *s = rounding.apply(*s / sum));
-}
-
 /// `Σ a·b`, in eight partial sums that do not wait for each other: several times the speed of one sum.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     const LANES: usize = 8;
@@ -316,27 +271,6 @@ mod tests {
         assert!(difference < 5e-4 && difference > 1e-5, "{difference}");
         assert_eq!((at(HiddenAct::Relu, -3.0), at(HiddenAct::Relu, 3.0)), (0.0, 3.0));
         assert!(HiddenAct::ALL.into_iter().all(|act| at(act, f64::NAN).is_nan()));
-    }
-
-    #[test]
-    fn attention_with_equal_keys_averages_the_keys_it_may_see() {
-        for causal in [false, true] {
-            let config = LayerConfig { causal, ..LayerConfig::new(2, 2, 1).unwrap() };
-            let shape = BatchShape::new(1, 4).unwrap().with_lengths(vec![3]).unwrap();
-            // Columns: 2 queries, 2 keys (all zero), 2 values; the last token is padding.
-            let mut qkv: Vec<f64> =
-                (0..3).flat_map(|t| [1.0, 2.0, 0.0, 0.0, f64::from(t), f64::from(10 * t * t)]).collect();
-            qkv.extend([f64::NAN; 6]);
-            let context = attention(&qkv, &config, &shape, Rounding::Exact).unwrap();
-            let expected = if causal {
-                [0.0, 0.0, 0.5, 5.0, 1.0, 50.0 / 3.0]
-            } else {
-                [1.0, 50.0 / 3.0].repeat(3).try_into().unwrap()
-            };
-            for (got, expected) in context.iter().zip(expected.iter().chain(&[0.0; 2])) {
-                assert!((got - expected).abs() < 1e-14, "causal {causal}: {context:?}");
-            }
-        }
     }
 
     #[test]

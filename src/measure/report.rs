@@ -67,6 +67,8 @@ pub struct Config {
     pub num_hidden_layers: usize,
     pub hidden_size: usize,
     pub num_attention_heads: usize,
+    /// Absent in older files, which have as many as `num_attention_heads`.
+    pub num_key_value_heads: Option<usize>,
     pub head_dim: usize,
     pub intermediate_size: usize,
     pub hidden_act: String,

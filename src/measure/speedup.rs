@@ -163,6 +163,7 @@ impl Experiment {
                 num_hidden_layers: self.config.num_hidden_layers,
                 hidden_size: layer.hidden_size,
                 num_attention_heads: layer.num_attention_heads,
+                num_key_value_heads: Some(layer.num_key_value_heads),
                 head_dim: layer.head_dim,
                 intermediate_size: layer.intermediate_size,
                 hidden_act: layer.hidden_act.name().into(),

@@ -26,8 +26,10 @@ pub fn cases() -> Vec<Case> {
                     let (batch, seq_len) = (*batch, *seq_len);
                     let seed = (i * 10 + j) as u64;
                     cases.push(Case::new(name, move || {
-                        let layer =
-                            LayerConfig { hidden_act, causal, design, ..LayerConfig::new(64 + 16 * j, 2, 200)? };
+                        // Every other shape has one key and value head for all four query heads, or for two.
+                        let num_key_value_heads = [4, 2, 4, 1][j];
+                        let base = LayerConfig::new(64 + 16 * j, 4, 200)?;
+                        let layer = LayerConfig { hidden_act, causal, design, num_key_value_heads, ..base };
                         let mut shape = BatchShape::new(batch, seq_len)?;
                         if let Some(lengths) = lengths.clone() {
                             shape = shape.with_lengths(lengths)?;

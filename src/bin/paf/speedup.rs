@@ -17,12 +17,15 @@ use super::select::{self, Backend, DeviceArguments};
 #[derive(Debug, Args)]
 pub struct Arguments {
     /// A model's dimensions, by name (`paf models` lists them); roberta-large if no dimensions are given.
-    #[arg(long, conflicts_with_all = ["hidden_size", "num_attention_heads", "intermediate_size", "head_dim"])]
+    #[arg(long, conflicts_with_all = ["hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim"])]
     model: Option<String>,
     #[arg(long, requires_all = ["num_attention_heads", "intermediate_size"])]
     hidden_size: Option<usize>,
     #[arg(long, requires = "hidden_size")]
     num_attention_heads: Option<usize>,
+    /// Key and value heads, if they are fewer: a divisor of num_attention_heads.
+    #[arg(long, requires = "hidden_size")]
+    num_key_value_heads: Option<usize>,
     #[arg(long, requires = "hidden_size")]
     intermediate_size: Option<usize>,
     /// Width of a head, if it is not hidden_size / num_attention_heads.
@@ -160,6 +163,7 @@ fn experiment(arguments: &Arguments, cpu: bool) -> Result<Experiment> {
                     LayerConfig { num_attention_heads: heads, num_key_value_heads: heads, head_dim, ..any }
                 }
             };
+            layer.num_key_value_heads = arguments.num_key_value_heads.unwrap_or(heads);
             layer.causal = arguments.causal;
             layer.validate()?;
             EncoderConfig { layer, num_hidden_layers: 24 }

@@ -1,0 +1,109 @@
+//! Attention in f64, one row at a time.
+
+use rayon::prelude::*;
+
+use super::{Rounding, check_len, dot};
+use crate::config::{BatchShape, LayerConfig};
+use crate::error::Result;
+
+/// `softmax(Q·Kᵀ/√head_dim)·V` for each sequence and head (arXiv 1706.03762, section 3.2).
+///
+/// `qkv` is `[rows, qkv_size]`, query heads, key heads, value heads side by side along its columns; the result is
+/// `[rows, query_size]`. As many neighbouring query heads share a key and a value head as there are more of them (arXiv
+/// 2305.13245). A row attends to the valid keys of its own sequence, up to itself if the layer is causal; the others are
+/// not even read. Rows of padding are zeros. Rounded: scaled scores, probabilities, result.
+///
+/// # Errors
+/// What [`LayerConfig::check_runnable`] finds; [`Error::Mismatch`](crate::Error::Mismatch) if `qkv` has another length.
+pub fn attention(qkv: &[f64], config: &LayerConfig, shape: &BatchShape, rounding: Rounding) -> Result<Vec<f64>> {
+    config.check_runnable()?;
+    let (width, query_size, head_dim) = (config.qkv_size(), config.query_size(), config.head_dim);
+    check_len("attention", "qkv", qkv.len(), [shape.rows(), width])?;
+    let mut context = vec![0.0; shape.rows() * query_size];
+    context.par_chunks_exact_mut(query_size).enumerate().for_each(|(row, context)| {
+        let Some(keys) = visible(config, shape, row) else { return };
+        for (head, context) in context.chunks_exact_mut(head_dim).enumerate() {
+            let mut p = scores(qkv, config, row, keys.clone(), head, rounding);
+            softmax(&mut p, rounding);
+            let at = query_size + config.key_value_size() + key_value_head(config, head) * head_dim;
+            for (&p, row) in p.iter().zip(keys.clone()) {
+                let value = &qkv[row * width + at..][..head_dim];
+                context.iter_mut().zip(value).for_each(|(context, value)| *context += p * value);
+            }
+            context.iter_mut().for_each(|context| *context = rounding.apply(*context));
+        }
+    });
+    Ok(context)
+}
+
+/// Rows of the keys that a row attends to; `None` for a row of padding.
+fn visible(config: &LayerConfig, shape: &BatchShape, row: usize) -> Option<std::ops::Range<usize>> {
+    let (sequence, position) = (row / shape.seq_len(), row % shape.seq_len());
+    let (first, length) = (sequence * shape.seq_len(), shape.length(sequence));
+    (position < length).then(|| first..if config.causal { row + 1 } else { first + length })
+}
+
+/// Scaled scores of one row and query head with the given keys.
+fn scores(
+    qkv: &[f64],
+    config: &LayerConfig,
+    row: usize,
+    keys: std::ops::Range<usize>,
+    head: usize,
+    rounding: Rounding,
+) -> Vec<f64> {
+    let (width, head_dim) = (config.qkv_size(), config.head_dim);
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let query = &qkv[row * width + head * head_dim..][..head_dim];
+    let at = config.query_size() + key_value_head(config, head) * head_dim;
+    keys.map(|row| rounding.apply(scale * dot(query, &qkv[row * width + at..][..head_dim]))).collect()
+}
+
+/// The key and value head that a query head reads.
+fn key_value_head(config: &LayerConfig, head: usize) -> usize {
+    head / (config.num_attention_heads / config.num_key_value_heads)
+}
+
+/// Turns the scores of one row into probabilities. The maximum is subtracted first, so that no score overflows.
+fn softmax(scores: &mut [f64], rounding: Rounding) {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+    let sum: f64 = scores.iter().sum();
+    scores.iter_mut().for_each(|s| *s = rounding.apply(*s / sum));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_with_equal_keys_averages_the_keys_it_may_see() {
+        for causal in [false, true] {
+            let config = LayerConfig { causal, ..LayerConfig::new(2, 2, 1).unwrap() };
+            let shape = BatchShape::new(1, 4).unwrap().with_lengths(vec![3]).unwrap();
+            // Columns: 2 queries, 2 keys (all zero), 2 values; the last token is padding.
+            let mut qkv: Vec<f64> =
+                (0..3).flat_map(|t| [1.0, 2.0, 0.0, 0.0, f64::from(t), f64::from(10 * t * t)]).collect();
+            qkv.extend([f64::NAN; 6]);
+            let context = attention(&qkv, &config, &shape, Rounding::Exact).unwrap();
+            let expected = if causal {
+                [0.0, 0.0, 0.5, 5.0, 1.0, 50.0 / 3.0]
+            } else {
+                [1.0, 50.0 / 3.0].repeat(3).try_into().unwrap()
+            };
+            for (got, expected) in context.iter().zip(expected.iter().chain(&[0.0; 2])) {
+                assert!((got - expected).abs() < 1e-14, "causal {causal}: {context:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn query_heads_read_the_value_head_of_their_group() {
+        let config = LayerConfig { num_key_value_heads: 2, ..LayerConfig::new(6, 6, 1).unwrap() };
+        let shape = BatchShape::new(1, 1).unwrap();
+        // Six queries, two keys, two values, of one element each; one key, so the value itself comes out.
+        let qkv = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
+        let context = attention(&qkv, &config, &shape, Rounding::Exact).unwrap();
+        assert_eq!(context, [9.0, 9.0, 9.0, 10.0, 10.0, 10.0]);
+    }
+}
