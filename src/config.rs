@@ -3,8 +3,10 @@
 //! Nothing invalid passes this door: [`LayerConfig::validate`] is called by whatever takes a configuration,
 //! and no later stage has to doubt a dimension.
 
+mod batch;
 mod presets;
 
+pub use batch::BatchShape;
 pub use presets::{MODELS, Preset, preset};
 
 use crate::error::{Error, Result};
@@ -373,82 +375,6 @@ impl EncoderConfig {
     }
 }
 
-/// A batch of sequences, each padded to `seq_len`: the shape `[batch, seq_len]` of tokens that a forward call takes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BatchShape {
-    batch: usize,
-    seq_len: usize,
-    lengths: Option<Vec<usize>>,
-}
-
-impl BatchShape {
-    /// `batch` sequences of `seq_len` tokens each, none padded.
-    ///
-    /// # Errors
-    /// [`Error::InvalidConfig`] if one is 0, or `batch · seq_len` is above 2²⁰ rows.
-    pub fn new(batch: usize, seq_len: usize) -> Result<Self> {
-        check_dimension("batch", batch)?;
-        check_dimension("seq_len", seq_len)?;
-        check_dimension("batch · seq_len", batch * seq_len)?;
-        Ok(Self { batch, seq_len, lengths: None })
-    }
-
-    /// The same batch in which sequence `i` has only `lengths[i]` valid tokens (0 is allowed) and is padded at its end.
-    /// Padded keys get no weight; padded rows of the output are zeros.
-    ///
-    /// # Errors
-    /// [`Error::Mismatch`] if there are not `batch` lengths, or one is above `seq_len`.
-    pub fn with_lengths(self, lengths: Vec<usize>) -> Result<Self> {
-        if lengths.len() != self.batch {
-            return Err(Error::mismatch(
-                "batch",
-                "number of lengths",
-                lengths.len(),
-                format!("batch = {}", self.batch),
-            ));
-        }
-        if let Some((i, len)) = lengths.iter().enumerate().find(|&(_, &len)| len > self.seq_len) {
-            return Err(Error::mismatch(
-                "batch",
-                "length",
-                format!("{len} (sequence {i})"),
-                format!("at most seq_len = {}", self.seq_len),
-            ));
-        }
-        Ok(Self { lengths: Some(lengths), ..self })
-    }
-
-    /// Number of sequences.
-    pub fn batch(&self) -> usize {
-        self.batch
-    }
-
-    /// Tokens of a sequence, padding included.
-    pub fn seq_len(&self) -> usize {
-        self.seq_len
-    }
-
-    /// Rows of the activations, `batch · seq_len`.
-    pub fn rows(&self) -> usize {
-        self.batch * self.seq_len
-    }
-
-    /// Valid tokens of each sequence, where given.
-    pub fn lengths(&self) -> Option<&[usize]> {
-        self.lengths.as_deref()
-    }
-
-    /// Valid tokens of sequence `i`.
-    pub fn length(&self, i: usize) -> usize {
-        self.lengths.as_ref().map_or(self.seq_len, |lengths| lengths[i])
-    }
-
-    /// Valid tokens of all sequences together.
-    pub fn tokens(&self) -> usize {
-        (0..self.batch).map(|i| self.length(i)).sum()
-    }
-}
-
 fn check_dimension(field: &'static str, value: usize) -> Result<()> {
     if value == 0 || value > MAX_DIMENSION {
         return Err(Error::InvalidConfig {
@@ -477,19 +403,6 @@ mod tests {
         assert!(message(LayerConfig::new(1024, 16, MAX_DIMENSION + 1)).contains("intermediate_size = 1048577"));
         let wide = LayerConfig { num_attention_heads: MAX_DIMENSION, ..LayerConfig::new(1024, 16, 4096).unwrap() };
         assert!(wide.validate().is_err());
-    }
-
-    #[test]
-    fn batch_dimensions_and_lengths_are_checked() {
-        assert!(BatchShape::new(0, 128).is_err());
-        assert!(BatchShape::new(1 << 12, 1 << 12).is_err());
-        assert!(BatchShape::new(usize::MAX, usize::MAX).is_err());
-        let shape = BatchShape::new(2, 8).unwrap();
-        let error = shape.clone().with_lengths(vec![3, 9]).unwrap_err().to_string();
-        assert!(error.contains("9 (sequence 1)") && error.contains("seq_len = 8"), "{error}");
-        assert!(shape.clone().with_lengths(vec![3]).is_err());
-        let shape = shape.with_lengths(vec![0, 8]).unwrap();
-        assert_eq!((shape.tokens(), shape.rows(), shape.length(1)), (8, 16, 8));
     }
 
     #[test]

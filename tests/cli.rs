@@ -190,6 +190,21 @@ fn data_on_stdout_is_only_data() {
 }
 
 #[test]
+fn packed_sequences_are_compared_too() {
+    let mut arguments = vec!["--packed", "9,0,17", "--json", "-"];
+    arguments.splice(0..0, SMALL.into_iter().filter(|argument| !["--seq", "16"].contains(argument)));
+    let output = paf(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["cases"][0]["packed"], true);
+    assert_eq!(report["cases"][0]["lengths"][2], 17);
+    assert!(text(&output.stderr).contains("3 packed, ≤ 17"));
+    refuses(&small(&["--packed", "3"]), 2, &["--packed", "--seq"]);
+    arguments[SMALL.len() - 1] = "0,0";
+    refuses(&arguments, 2, &["Σ lengths = 0"]);
+}
+
+#[test]
 fn models_lists_all_twelve() {
     let output = paf(&["models"]);
     assert_eq!(output.status.code(), Some(0));

@@ -128,6 +128,23 @@ fn the_oracle_agrees_with_pytorch() {
     }
 }
 
+/// The same without the rows of padding.
+#[test]
+fn the_oracle_agrees_with_pytorch_on_packed_sequences() {
+    for Golden { name, config, layers, shape, x, y } in Golden::all() {
+        let size = config.layer.hidden_size;
+        let tokens = || (0..shape.batch()).map(|i| shape.first_row(i) * size..shape.padding_of(i).start * size);
+        let packed = BatchShape::packed(shape.lengths().unwrap().to_vec()).unwrap();
+        let x: Vec<f64> = tokens().flat_map(|tokens| widen(&x[tokens])).collect();
+        let y: Vec<f64> = tokens().flat_map(|tokens| y[tokens].to_vec()).collect();
+        let got = oracle::encoder(&config, &layers, &x, &packed, oracle::Rounding::Exact).unwrap();
+        let largest = y.iter().fold(0.0, |max: f64, y| max.max(y.abs()));
+        assert_eq!(got.len(), y.len());
+        let errors = got.iter().zip(&y).map(|(got, expected)| (got - expected).abs() / largest);
+        assert!(errors.fold(0.0, f64::max) <= ORACLE_TOLERANCE, "{name}");
+    }
+}
+
 #[test]
 fn the_f32_engine_agrees_with_pytorch_in_every_schedule() {
     for Golden { name, config, layers, shape, x, y } in Golden::all() {

@@ -43,8 +43,8 @@ impl Case {
 
     /// The rows of sequence `i`, as a range of elements.
     fn elements(&self, i: usize) -> std::ops::Range<usize> {
-        let size = self.shape.seq_len() * self.config.layer.hidden_size;
-        i * size..(i + 1) * size
+        let (rows, size) = (self.shape.rows_of(i), self.config.layer.hidden_size);
+        rows.start * size..rows.end * size
     }
 }
 
@@ -71,10 +71,24 @@ fn layers() -> impl Strategy<Value = LayerConfig> {
 
 fn shapes() -> impl Strategy<Value = BatchShape> {
     // Mostly short; the long ones span several blocks of queries and of keys.
-    (1usize..=4, prop_oneof![4 => 1usize..=20, 1 => 60usize..=140]).prop_flat_map(|(batch, seq_len)| {
-        prop::collection::vec(0..=seq_len, batch)
-            .prop_map(move |lengths| BatchShape::new(batch, seq_len).unwrap().with_lengths(lengths).unwrap())
+    let sizes = (1usize..=4, prop_oneof![4 => 1usize..=20, 1 => 60usize..=140], any::<bool>());
+    sizes.prop_flat_map(|(batch, seq_len, packed)| {
+        prop::collection::vec(0..=seq_len, batch).prop_map(move |mut lengths| {
+            if packed {
+                lengths[batch / 2] = lengths[batch / 2].max(1); // at least one token
+                return BatchShape::packed(lengths).unwrap();
+            }
+            BatchShape::new(batch, seq_len).unwrap().with_lengths(lengths).unwrap()
+        })
     })
+}
+
+/// Other lengths, laid out likewise.
+fn with_other_lengths(shape: &BatchShape, lengths: Vec<usize>) -> BatchShape {
+    if shape.is_packed() {
+        return BatchShape::packed(lengths).unwrap();
+    }
+    BatchShape::new(shape.batch(), shape.seq_len()).unwrap().with_lengths(lengths).unwrap()
 }
 
 fn cases() -> impl Strategy<Value = Case> {
@@ -130,7 +144,7 @@ proptest! {
         // Sequence i of the new batch is sequence `from(i)` of the old one.
         let from = |i: usize| (i + turn) % batch;
         let lengths = (0..batch).map(|i| case.shape.length(from(i))).collect();
-        let shape = BatchShape::new(batch, case.shape.seq_len()).unwrap().with_lengths(lengths).unwrap();
+        let shape = with_other_lengths(&case.shape, lengths);
         fn reorder<T: Copy>(case: &Case, values: &[T], from: impl Fn(usize) -> usize) -> Vec<T> {
             (0..case.shape.batch()).flat_map(|i| values[case.elements(from(i))].to_vec()).collect()
         }
@@ -157,23 +171,52 @@ proptest! {
 
     #[test]
     fn later_tokens_change_earlier_outputs_only_where_attention_is_not_causal(case in cases(), split in 0.0..1.0) {
-        let (seq_len, hidden_size) = (case.shape.seq_len(), case.config.layer.hidden_size);
-        let shape = BatchShape::new(case.shape.batch(), seq_len).unwrap();
-        let from = (split * seq_len as f64) as usize;
+        let (batch, hidden_size) = (case.shape.batch(), case.config.layer.hidden_size);
+        let shape = match case.shape.is_packed() {
+            true => case.shape.clone(),
+            false => BatchShape::new(batch, case.shape.seq_len()).unwrap(),
+        };
+        let from = |i: usize| (split * shape.length(i) as f64) as usize;
         let (x, other) = (case.x(), random_activations(shape.rows(), hidden_size, !case.seed));
         let mut changed = x.clone();
-        for i in 0..shape.batch() {
-            let later = case.elements(i).start + from * hidden_size..case.elements(i).end;
+        for i in 0..batch {
+            let later = case.elements(i).start + from(i) * hidden_size..case.elements(i).end;
             changed[later.clone()].copy_from_slice(&other[later]);
         }
         let [y, y_changed] = [&x, &changed].map(|x| case.serial(&shape, x));
         let [exact, exact_changed] = [&x, &changed].map(|x| case.exact(&shape, x));
-        for i in 0..shape.batch() {
-            let earlier = case.elements(i).start..case.elements(i).start + from * hidden_size;
+        for i in 0..batch {
+            let earlier = case.elements(i).start..case.elements(i).start + from(i) * hidden_size;
             let equal = exact[earlier.clone()] == exact_changed[earlier.clone()];
-            prop_assert_eq!(equal, case.config.layer.causal || from == 0);
+            prop_assert_eq!(equal, case.config.layer.causal || from(i) == 0);
             prop_assert!(!case.config.layer.causal || y[earlier.clone()] == y_changed[earlier.clone()]);
         }
+    }
+
+    #[test]
+    fn packed_sequences_give_what_padded_ones_give(case in cases()) {
+        let (shape, size) = (&case.shape, case.config.layer.hidden_size);
+        prop_assume!(shape.tokens() > 0);
+        let lengths: Vec<_> = (0..shape.batch()).map(|i| shape.length(i)).collect();
+        let longest = BatchShape::new(shape.batch(), *lengths.iter().max().unwrap()).unwrap();
+        let (padded, packed) = (longest.with_lengths(lengths.clone()).unwrap(), BatchShape::packed(lengths).unwrap());
+        // From one layout to the other; what is padding becomes NaN.
+        let spread = |x: &[f32]| {
+            let mut spread = vec![f32::NAN; padded.rows() * size];
+            for i in 0..packed.batch() {
+                let rows = packed.rows_of(i);
+                spread[padded.first_row(i) * size..][..rows.len() * size]
+                    .copy_from_slice(&x[rows.start * size..rows.end * size]);
+            }
+            spread
+        };
+        let x = random_activations(packed.rows(), size, case.seed);
+        let (dense, exact) = (case.exact(&packed, &x), case.exact(&padded, &spread(&x)));
+        for i in 0..packed.batch() {
+            let (from, to, len) = (packed.first_row(i) * size, padded.first_row(i) * size, packed.length(i) * size);
+            prop_assert_eq!(&dense[from..][..len], &exact[to..][..len]);
+        }
+        check_f32(&case.serial(&packed, &x), &dense, &case.encoder())?;
     }
 
     #[test]
@@ -183,13 +226,14 @@ proptest! {
         let qkv = normal(shape.rows(), layer.qkv_size(), seed);
         let context = oracle::attention(&qkv, &layer, &shape, Rounding::Exact).unwrap();
         for (row, context) in context.chunks_exact(layer.query_size()).enumerate() {
-            let (sequence, position) = (row / shape.seq_len(), row % shape.seq_len());
+            let sequence = shape.sequence_of(row);
+            let position = row - shape.first_row(sequence);
             let keys = if layer.causal { position + 1 } else { shape.length(sequence) };
             for (column, &got) in context.iter().enumerate().filter(|_| position < shape.length(sequence)) {
                 let group = layer.num_attention_heads / layer.num_key_value_heads;
                 let shared = column / layer.head_dim / group * layer.head_dim + column % layer.head_dim;
                 let in_row = layer.query_size() + layer.key_value_size() + shared;
-                let first_value = sequence * shape.seq_len() * layer.qkv_size() + in_row;
+                let first_value = shape.first_row(sequence) * layer.qkv_size() + in_row;
                 let values = || qkv[first_value..].iter().copied().step_by(layer.qkv_size()).take(keys);
                 let (min, max) = (values().fold(f64::MAX, f64::min), values().fold(f64::MIN, f64::max));
                 prop_assert!(min - 1e-12 <= got && got <= max + 1e-12, "row {}, column {}", row, column);

@@ -20,11 +20,16 @@ const KEYS: usize = 64;
 ///
 /// Keys past a query's causal limit get probability 0 but are multiplied with all the same: they must be finite.
 pub(super) fn attention(context: &mut [f32], qkv: &[f32], config: &LayerConfig, shape: &BatchShape) {
-    let (seq_len, query_size) = (shape.seq_len(), config.query_size());
+    let (width, query_size) = (config.qkv_size(), config.query_size());
     context.fill(0.0);
-    let sequences =
-        context.par_chunks_exact_mut(seq_len * query_size).zip(qkv.par_chunks_exact(seq_len * config.qkv_size()));
-    sequences.enumerate().for_each(|(i, (context, qkv))| {
+    let mut rest = context;
+    let mut sequences = Vec::with_capacity(shape.batch());
+    for rows in (0..shape.batch()).map(|i| shape.rows_of(i)) {
+        let (sequence, others) = rest.split_at_mut(rows.len() * query_size);
+        rest = others;
+        sequences.push((sequence, &qkv[rows.start * width..rows.end * width]));
+    }
+    sequences.into_par_iter().enumerate().for_each(|(i, (context, qkv))| {
         let length = shape.length(i);
         let blocks = context[..length * query_size].par_chunks_mut(QUERIES * query_size);
         blocks.enumerate().for_each(|(block, context)| {

@@ -56,7 +56,7 @@ impl Encoder {
         Workspace::new(widths(&self.config.layer), shape.rows())
     }
 
-    /// Runs the stack: `x` and `y` are `[rows, hidden_size]`, `rows = batch · seq_len`. Rows of padding are zeros in
+    /// Runs the stack: `x` and `y` are `[rows, hidden_size]`, rows as in [`BatchShape`]. Rows of padding are zeros in
     /// `y`, whatever they hold in `x`. Both schedules give bitwise the same result, on any number of threads.
     ///
     /// Works on the rayon pool that it is called in. Activations stay in `workspace`; `gemm` keeps memory of its own

@@ -28,7 +28,7 @@ fn check_len(operation: &'static str, what: &'static str, got: usize, [rows, col
 
 /// Sets the padded rows of `values`, `[rows, width]`, to 0.
 fn zero_padding<T: Copy + Default>(values: &mut [T], shape: &BatchShape, width: usize) {
-    for (i, sequence) in values.chunks_exact_mut(shape.seq_len() * width).enumerate() {
-        sequence[shape.length(i) * width..].fill(T::default());
+    for padding in (0..shape.batch()).map(|i| shape.padding_of(i)) {
+        values[padding.start * width..padding.end * width].fill(T::default());
     }
 }

@@ -4,7 +4,7 @@
 //! error (see [`crate::verify`]): what a framework that runs one operation at a time would get, because it stores each
 //! intermediate tensor in that type.
 //!
-//! All tensors are row-major, `rows = batch · seq_len`; a token's row may hold anything, NaN included, where it is
+//! All tensors are row-major, with [`BatchShape::rows`] rows; a token's row may hold anything, NaN included, where it is
 //! padding. Activations are f64, weights f32; both must already hold numbers of the type that the checked
 //! implementation computes in ([`LayerWeights::rounded`]), since inputs are never rounded here.
 

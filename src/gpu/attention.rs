@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn bad_shapes_are_refused_with_their_values() {
         let matrix = |pointer, cols| Matrix { pointer, rows: 6, cols, stride: cols };
-        let sequences = Sequences { batch: 2, seq_len: 3, rows: 6, lengths: 0, first_rows: 0 };
+        let sequences = Sequences { batch: 2, seq_len: 3, rows: 6, lengths: 0, first_rows: 0, positions: 0 };
         let good = Attention {
             qkv: matrix(0x1000, 192),
             out: matrix(0x8000, 64),
@@ -129,7 +129,8 @@ mod tests {
         };
         good.check().unwrap();
         Attention { key_value_heads: 1, qkv: matrix(0x1000, 128), ..good }.check().unwrap();
-        let packed = Sequences { batch: 4, seq_len: 5, lengths: 0x100, first_rows: 0x200, ..sequences };
+        let packed =
+            Sequences { batch: 4, seq_len: 5, lengths: 0x100, first_rows: 0x200, positions: 0x300, ..sequences };
         Attention { sequences: packed, ..good }.check().unwrap();
         for (bad, part) in [
             (Attention { qkv: matrix(0x1000, 128), ..good }, "6 × 128"),
@@ -139,7 +140,7 @@ mod tests {
             (Attention { sequences: Sequences { seq_len: 4, ..sequences }, ..good }, "6 (batch 2, seq_len 4)"),
             (Attention { sequences: Sequences { rows: 8, seq_len: 4, ..sequences }, ..good }, "8 × 192"),
             (Attention { sequences: Sequences { lengths: 0x1002, ..sequences }, ..good }, "0x1002"),
-            (Attention { sequences: Sequences { lengths: 0, ..packed }, ..good }, "lengths is absent"),
+            (Attention { sequences: Sequences { lengths: 0, ..packed }, ..good }, "lengths and positions is absent"),
             (Attention { log_sum_exp: 0x1002, ..good }, "0x1002"),
             (Attention { out: matrix(0x1010, 64), ..good }, "overlapping"),
         ] {

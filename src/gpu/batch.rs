@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 pub struct Batch {
     shape: BatchShape,
     device: Device,
-    lengths: Option<Buffer>,
+    /// i32 lengths, if there are any; for packed sequences then their first rows, then the position of each row.
+    buffer: Option<Buffer>,
 }
 
 /// A batch as the launchers see it. Pointers are to i32 on the device; 0 stands for what follows from the numbers.
@@ -25,6 +26,8 @@ pub(super) struct Sequences {
     pub(super) lengths: u64,
     /// `[batch]`, the row of the first token; 0: sequence `i` begins at row `i · seq_len` and is padded up to the next.
     pub(super) first_rows: u64,
+    /// `[rows]`, the position of each row in its sequence, where sequences are packed; else 0: row `r` has `r % seq_len`.
+    pub(super) positions: u64,
 }
 
 impl Sequences {
@@ -40,15 +43,15 @@ impl Sequences {
 
     /// Checks that numbers and pointers fit each other.
     pub(super) fn check(&self, operation: &'static str) -> Result<()> {
-        let &Self { batch, seq_len, rows, lengths, first_rows } = self;
+        let &Self { batch, seq_len, rows, lengths, first_rows, positions } = self;
         if batch == 0 || seq_len == 0 || rows == 0 || (!self.are_packed() && rows != batch * seq_len) {
             let got = format!("{rows} (batch {batch}, seq_len {seq_len})");
             return Err(Error::mismatch(operation, "number of rows", got, "batch · seq_len, none of them 0"));
         }
-        if self.are_packed() && lengths == 0 {
-            return Err(Error::mismatch(operation, "lengths", "absent", "those of the packed sequences"));
+        if self.are_packed() && (lengths == 0 || positions == 0) {
+            return Err(Error::mismatch(operation, "lengths and positions", "absent", "those of the packed sequences"));
         }
-        for (what, pointer) in [("lengths", lengths), ("first rows", first_rows)] {
+        for (what, pointer) in [("lengths", lengths), ("first rows", first_rows), ("positions", positions)] {
             if !pointer.is_multiple_of(4) {
                 return Err(Error::mismatch(operation, what, format!("at {pointer:#x}"), "a 4-byte aligned pointer"));
             }
@@ -58,21 +61,23 @@ impl Sequences {
 }
 
 impl Batch {
-    /// Copies the lengths, if there are any, to the device.
+    /// Copies the lengths, if there are any, to the device, and where packed sequences begin.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
     pub fn new(device: &Device, shape: &BatchShape) -> Result<Self> {
-        let lengths = shape
-            .lengths()
-            .map(|lengths| {
-                let values: Vec<i32> = lengths.iter().map(|&len| len as i32).collect();
-                let buffer = Buffer::new(device, "the lengths of a batch", values.len() * size_of::<i32>())?;
-                buffer.write(0, &values)?;
-                Ok(buffer)
-            })
-            .transpose()?;
-        Ok(Self { shape: shape.clone(), device: device.clone(), lengths })
+        let mut values: Vec<i32> = shape.lengths().unwrap_or_default().iter().map(|&len| len as i32).collect();
+        if shape.is_packed() {
+            values.extend((0..shape.batch()).map(|i| shape.first_row(i) as i32));
+            values.extend((0..shape.batch()).flat_map(|i| 0..shape.length(i) as i32));
+        }
+        let mut buffer = None;
+        if !values.is_empty() {
+            let bytes = values.len() * size_of::<i32>();
+            let new = buffer.insert(Buffer::new(device, "the lengths of a batch", bytes)?);
+            new.write(0, &values)?;
+        }
+        Ok(Self { shape: shape.clone(), device: device.clone(), buffer })
     }
 
     /// The shape.
@@ -94,12 +99,17 @@ impl Batch {
     }
 
     pub(super) fn sequences(&self) -> Sequences {
+        let (batch, lengths) = (self.shape.batch(), self.buffer.as_ref().map_or(0, Buffer::pointer));
+        // In the order of `buffer`.
+        let packed =
+            |before: usize| if self.shape.is_packed() { lengths + (before * size_of::<i32>()) as u64 } else { 0 };
         Sequences {
-            batch: self.shape.batch(),
+            batch,
             seq_len: self.shape.seq_len(),
             rows: self.shape.rows(),
-            lengths: self.lengths.as_ref().map_or(0, Buffer::pointer),
-            first_rows: 0,
+            lengths,
+            first_rows: packed(batch),
+            positions: packed(2 * batch),
         }
     }
 

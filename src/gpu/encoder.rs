@@ -212,7 +212,7 @@ impl Encoder {
         Workspace::new(self.device(), &self.config.layer, batch.shape().rows())
     }
 
-    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[batch · seq_len, hidden_size]`. Returns at once; the result
+    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once; the result
     /// is there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
     ///
     /// `x`, `y`, the batch and the workspace belong to the call until the stream has run it: do not write `x` or

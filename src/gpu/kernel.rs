@@ -225,7 +225,7 @@ pub struct Norm<'a> {
     pub beta: &'a Tensor,
 }
 
-/// `s = Σ addends` (one to three, `[batch · seq_len, hidden_size]`), stored to `sum` if given, and up to two layer norms of
+/// `s = Σ addends` (one to three, `[rows, hidden_size]`), stored to `sum` if given, and up to two layer norms of
 /// it, `(s − mean)/√(var + eps)·γ + β`. Padded rows become zeros in every output.
 ///
 /// # Errors

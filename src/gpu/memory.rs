@@ -106,7 +106,7 @@ impl Drop for Buffer {
     }
 }
 
-/// A matrix on the device: row-major, without gaps, 16-bit elements. Activations are `[batch · seq_len, hidden_size]`.
+/// A matrix on the device: row-major, without gaps, 16-bit elements. Activations are `[rows, hidden_size]`.
 #[derive(Debug)]
 pub struct Tensor {
     buffer: Buffer,

@@ -103,10 +103,13 @@ pub struct DeviceState {
 pub struct Case {
     /// Sequences.
     pub batch: usize,
-    /// Tokens of each, padding included.
+    /// Tokens of each, padding included; of packed sequences, those of the longest.
     pub seq_len: usize,
-    /// Valid tokens of each, if some are padded.
+    /// Valid tokens of each, if some are padded or they are packed.
     pub lengths: Option<Vec<usize>>,
+    /// Whether sequences follow each other without padding; absent in older files, whose do not.
+    #[serde(default)]
+    pub packed: bool,
     /// Floating-point operations of one call.
     pub flops: f64,
     /// Least memory traffic of one call, bytes.
@@ -187,13 +190,18 @@ fn significant(x: f64) -> String {
 const COLUMNS: [&str; 8] =
     ["batch × seq", "design", "schedule", "mode", "median, ms", "TFLOP/s", "roofline", "SAF / this"];
 
+/// A batch shape in a table: `8 × 512`, or `8 packed, ≤ 512` where sequences follow each other without padding.
+pub fn shape_name(batch: usize, seq_len: usize, packed: bool) -> String {
+    if packed { format!("{batch} packed, ≤ {seq_len}") } else { format!("{batch} × {seq_len}") }
+}
+
 impl Report {
     /// The cells of the table, a row a variant.
     fn cells(&self) -> impl Iterator<Item = [String; 8]> + '_ {
         self.cases.iter().flat_map(|case| {
             case.variants.iter().map(move |v| {
                 [
-                    format!("{} × {}", case.batch, case.seq_len),
+                    shape_name(case.batch, case.seq_len, case.packed),
                     v.design.clone(),
                     v.schedule.clone(),
                     v.mode.clone(),
@@ -269,8 +277,11 @@ impl Report {
                     _ => continue,
                 };
                 lines.push(format!(
-                    "{} × {}: {} {} ({}) {verdict}: {median:.3} [{low:.3}, {high:.3}]",
-                    case.batch, case.seq_len, v.design, v.schedule, v.mode
+                    "{}: {} {} ({}) {verdict}: {median:.3} [{low:.3}, {high:.3}]",
+                    shape_name(case.batch, case.seq_len, case.packed),
+                    v.design,
+                    v.schedule,
+                    v.mode
                 ));
             }
         }

@@ -98,6 +98,26 @@ pub enum Step {
 /// Tokens of the sequence that the oracle is asked about, at most: its f64 loops need seconds beyond.
 const ORACLE_TOKENS: usize = 512;
 
+/// What the oracle is asked about, and its name. Sequences do not see each other, so one of them, alone, is enough; of
+/// packed ones those at the beginning, since the others' places must not matter either.
+fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
+    if !shape.is_packed() {
+        let tokens = shape.length(0).clamp(1, ORACLE_TOKENS);
+        return Ok((BatchShape::new(1, tokens)?, format!("1 × {tokens}")));
+    }
+    let mut left = ORACLE_TOKENS;
+    let mut lengths = Vec::new();
+    for i in 0..shape.batch() {
+        lengths.push(shape.length(i).min(left));
+        left -= lengths[i];
+        if left == 0 {
+            break;
+        }
+    }
+    let name = format!("{} tokens of packed sequences", ORACLE_TOKENS - left);
+    Ok((BatchShape::packed(lengths)?, name))
+}
+
 impl Experiment {
     fn variants(&self, modes: &[Mode]) -> Vec<(Variant, EncoderConfig)> {
         let parallel = self.config.layer.design;
@@ -189,9 +209,7 @@ impl Experiment {
         shape: &BatchShape,
         on_round: &mut dyn FnMut(usize),
     ) -> Result<report::Case> {
-        // Sequences do not see each other, so one of them, alone, is what the oracle has to know.
-        let tokens = shape.length(0).clamp(1, ORACLE_TOKENS);
-        let single = BatchShape::new(1, tokens)?;
+        let (some, name) = few_tokens(shape)?;
         let mut verified = Vec::new();
         let mut designs: Vec<Design> = Vec::new();
         for (variant, config) in variants {
@@ -199,9 +217,9 @@ impl Experiment {
                 continue;
             }
             designs.push(variant.design);
-            let found = backend.check_against_oracle(config, &single)?;
+            let found = backend.check_against_oracle(config, &some)?;
             verified.push(Verified {
-                what: format!("{}, 1 × {tokens}, first {ORACLE_LAYERS} layers at most", variant.design),
+                what: format!("{}, {name}, first {ORACLE_LAYERS} layers at most", variant.design),
                 max_error: found.max_error,
                 bound: found.bound,
                 relative_l2: found.relative_l2,
@@ -237,6 +255,7 @@ impl Experiment {
             batch: shape.batch(),
             seq_len: shape.seq_len(),
             lengths: shape.lengths().map(<[usize]>::to_vec),
+            packed: shape.is_packed(),
             flops: work.flops,
             bytes: work.bytes,
             floor_us,
@@ -254,7 +273,7 @@ impl Experiment {
         };
         format!(
             "Random weights, distinct in every layer. Before timing: the first {ORACLE_LAYERS} layers against an f64 \
-             oracle on one sequence of at most {ORACLE_TOKENS} tokens; at full shape, variants of one design agree \
+             oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants of one design agree \
              bitwise and all outputs are finite. A sample is the {sample}; variants alternate within each round, beginning \
              with another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics \
              of the median. Ratios: median of the rounds' ratios.",

@@ -2,38 +2,38 @@
 
 use std::sync::Arc;
 
-use super::{Case, Comparison, compare, poison_padding, widen};
+use super::{Case, Comparison, Layout, compare, poison_padding, widen};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
 use crate::cpu::Encoder;
 use crate::cpu::oracle::{self, Rounding};
 use crate::error::Result;
 use crate::weights::{LayerWeights, random_activations, random_layers};
 
-/// Stacks of two layers, as a user without a GPU runs them: all designs, schedules, activations, causal or not, with and without padding, odd sizes.
+/// Stacks of two layers, as a user without a GPU runs them: all designs, schedules, activations, causal or not, full,
+/// padded and packed batches, grouped heads, odd sizes.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    let shapes: [(usize, usize, Option<Vec<usize>>); 4] =
-        [(1, 1, None), (2, 17, None), (3, 67, Some(vec![67, 0, 5])), (1, 130, Some(vec![129]))];
+    // With the key and value heads for four query heads.
+    let layouts = [
+        (Layout::Full(1, 1), 4),
+        (Layout::Full(2, 17), 2),
+        (Layout::Padded(67, vec![67, 0, 5]), 4),
+        (Layout::Padded(130, vec![129]), 1),
+        (Layout::Packed(vec![33, 0, 1, 70]), 2),
+    ];
     for (i, design) in Design::ALL.into_iter().enumerate() {
-        for (j, (batch, seq_len, lengths)) in shapes.iter().enumerate() {
+        for (j, (layout, num_key_value_heads)) in layouts.iter().enumerate() {
             for causal in [false, true] {
                 for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
                     let hidden_act = HiddenAct::ALL[(i + j) % 3];
-                    let padding = if lengths.is_some() { " padded" } else { "" };
                     let mask = if causal { " causal" } else { "" };
-                    let name = format!("cpu layer {design} {schedule} {hidden_act}{mask} {batch}x{seq_len}{padding}");
-                    let lengths = lengths.clone();
-                    let (batch, seq_len) = (*batch, *seq_len);
+                    let name = format!("cpu layer {design} {schedule} {hidden_act}{mask} {layout}");
+                    let (layout, num_key_value_heads) = (layout.clone(), *num_key_value_heads);
                     let seed = (i * 10 + j) as u64;
                     cases.push(Case::new(name, move || {
-                        // Every other shape has one key and value head for all four query heads, or for two.
-                        let num_key_value_heads = [4, 2, 4, 1][j];
                         let base = LayerConfig::new(64 + 16 * j, 4, 200)?;
                         let layer = LayerConfig { hidden_act, causal, design, num_key_value_heads, ..base };
-                        let mut shape = BatchShape::new(batch, seq_len)?;
-                        if let Some(lengths) = lengths.clone() {
-                            shape = shape.with_lengths(lengths)?;
-                        }
+                        let shape = layout.shape()?;
                         check(EncoderConfig { layer, num_hidden_layers: 2 }, schedule, &shape, seed)
                     }));
                 }

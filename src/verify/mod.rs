@@ -39,6 +39,37 @@ impl std::fmt::Debug for Case {
     }
 }
 
+/// Sequences of a case; written as its name tells them.
+#[derive(Debug, Clone)]
+enum Layout {
+    /// So many of so many tokens.
+    Full(usize, usize),
+    /// Padded to so many tokens.
+    Padded(usize, Vec<usize>),
+    /// One after the other.
+    Packed(Vec<usize>),
+}
+
+impl Layout {
+    fn shape(&self) -> Result<BatchShape> {
+        match self {
+            &Self::Full(batch, seq_len) => BatchShape::new(batch, seq_len),
+            Self::Padded(seq_len, lengths) => BatchShape::new(lengths.len(), *seq_len)?.with_lengths(lengths.clone()),
+            Self::Packed(lengths) => BatchShape::packed(lengths.clone()),
+        }
+    }
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Full(batch, seq_len) => write!(f, "{batch}x{seq_len}"),
+            Self::Padded(seq_len, lengths) => write!(f, "{}x{seq_len} padded", lengths.len()),
+            Self::Packed(lengths) => write!(f, "{} packed of {}", lengths.len(), lengths.iter().sum::<usize>()),
+        }
+    }
+}
+
 /// A slice as f64, for the oracle.
 fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&value| f64::from(value)).collect()
@@ -46,9 +77,7 @@ fn widen(values: &[f32]) -> Vec<f64> {
 
 /// Padded rows become NaN: nothing may depend on them.
 fn poison_padding(x: &mut [f32], shape: &BatchShape, cols: usize) {
-    for (row, x) in x.chunks_mut(cols).enumerate() {
-        if row % shape.seq_len() >= shape.length(row / shape.seq_len()) {
-            x.fill(f32::NAN);
-        }
+    for padding in (0..shape.batch()).map(|i| shape.padding_of(i)) {
+        x[padding.start * cols..padding.end * cols].fill(f32::NAN);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use paf_cuda::config::preset;
-use paf_cuda::measure::report::Report;
+use paf_cuda::measure::report::{Report, shape_name};
 use paf_cuda::measure::speedup::{Engine, Experiment, Mode, Step};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule};
@@ -52,6 +52,9 @@ pub struct Arguments {
     /// Valid tokens of each sequence of the batch; the rest is padding.
     #[arg(long, value_delimiter = ',')]
     lengths: Vec<usize>,
+    /// Sequences of these lengths, one after the other without padding, instead of --batch and --seq.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["batch", "seq", "lengths"])]
+    packed: Vec<usize>,
     /// Schedules of the parallel design.
     #[arg(long, value_delimiter = ',', default_value = "serial,two-stream")]
     schedules: Vec<Schedule>,
@@ -124,7 +127,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     let bar = progress(experiment.shapes.len() * (experiment.effort.max_rounds + experiment.effort.warm_up_rounds));
     let report = experiment.run(&engine, |i, step| {
-        let shape = format!("{} × {}", experiment.shapes[i].batch(), experiment.shapes[i].seq_len());
+        let shape = &experiment.shapes[i];
+        let shape = shape_name(shape.batch(), shape.seq_len(), shape.is_packed());
         match step {
             Step::Weights { n, of } => bar.set_message(format!("weights of layer {n} of {of}")),
             Step::Verify => {
@@ -191,11 +195,15 @@ fn experiment(arguments: &Arguments, cpu: bool) -> Result<Experiment> {
     };
     config.validate()?;
 
+    let mut shapes = Vec::new();
+    if !arguments.packed.is_empty() {
+        shapes.push(BatchShape::packed(arguments.packed.clone())?);
+    }
     let default_batch: &[usize] = if cpu { &[1] } else { &[1, 8] };
     let batches = if arguments.batch.is_empty() { default_batch } else { &arguments.batch };
-    let mut shapes = Vec::new();
+    let seqs = if shapes.is_empty() { arguments.seq.as_slice() } else { &[] };
     for &batch in batches {
-        for &seq in &arguments.seq {
+        for &seq in seqs {
             let shape = BatchShape::new(batch, seq)?;
             let lengths = &arguments.lengths;
             shapes.push(if lengths.is_empty() { shape } else { shape.with_lengths(lengths.clone())? });

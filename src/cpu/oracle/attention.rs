@@ -38,9 +38,10 @@ pub fn attention(qkv: &[f64], config: &LayerConfig, shape: &BatchShape, rounding
 
 /// Rows of the keys that a row attends to; `None` for a row of padding.
 fn visible(config: &LayerConfig, shape: &BatchShape, row: usize) -> Option<std::ops::Range<usize>> {
-    let (sequence, position) = (row / shape.seq_len(), row % shape.seq_len());
-    let (first, length) = (sequence * shape.seq_len(), shape.length(sequence));
-    (position < length).then(|| first..if config.causal { row + 1 } else { first + length })
+    let sequence = shape.sequence_of(row);
+    let first = shape.first_row(sequence);
+    let end = first + shape.length(sequence);
+    (row < end).then(|| first..if config.causal { row + 1 } else { end })
 }
 
 /// Scaled scores of one row and query head with the given keys.
