@@ -12,7 +12,7 @@ mod attention;
 
 use rayon::prelude::*;
 
-pub use attention::attention;
+pub use attention::{attention, log_sum_exp};
 
 use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig};

@@ -3,6 +3,8 @@
 //! Inputs are random and rounded to the element type; outputs and scratch are NaN before the run; padded rows of the
 //! inputs are NaN; sizes are 1, primes, one off a tile.
 
+mod attention;
+
 use std::sync::Arc;
 
 use super::{Case, Comparison, compare, poison_padding, widen};
@@ -10,7 +12,7 @@ use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, S
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::gpu::kernel::{self, Attention, AttentionVariant, Cluster, Epilogue, GemmVariant, Norm, Product};
+use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
 use crate::gpu::tiles::GEMM_SM90_TILES;
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
 use crate::weights::{LayerWeights, NormWeights, random_activations, random_layers};
@@ -20,7 +22,7 @@ const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 /// All cases: kernels first, layers last.
 pub fn cases(device: &Device) -> Vec<Case> {
     let mut cases = gemm_cases(device);
-    cases.extend(attention_cases(device));
+    cases.extend(attention::cases(device));
     cases.extend(join_cases(device));
     cases.extend(layer_cases(device));
     cases
@@ -195,66 +197,6 @@ fn gemm(
     };
     let (exact, naive): (Vec<f64>, _) = (reference(Rounding::Exact)?, reference(Rounding::To(dtype))?);
     compare(&got, &exact, &naive, dtype.epsilon(), n)
-}
-
-fn attention_cases(device: &Device) -> Vec<Case> {
-    let shapes: [(usize, usize, Option<Vec<usize>>); 6] = [
-        (2, 1, None),
-        (1, 64, None),
-        (2, 65, Some(vec![65, 0])),
-        (1, 129, None),
-        (3, 200, Some(vec![199, 1, 131])),
-        (1, 513, None),
-    ];
-    let mut cases = Vec::new();
-    for dtype in DTYPES {
-        for head_dim in [32, 64, 80, 96, 128] {
-            for variant in kernel::attention_variants(device, head_dim).into_iter().map(Some).chain([None]) {
-                for causal in [false, true] {
-                    for (batch, seq_len, lengths) in &shapes {
-                        let name = format!(
-                            "attention {dtype} d{head_dim} {} {} {batch}x{seq_len}{}",
-                            variant.map_or("planned".to_owned(), |variant| variant.to_string()),
-                            if causal { "causal" } else { "full" },
-                            if lengths.is_some() { " padded" } else { "" }
-                        );
-                        let (device, batch, seq_len, lengths) = (device.clone(), *batch, *seq_len, lengths.clone());
-                        cases.push(Case::new(name, move || {
-                            let mut shape = BatchShape::new(batch, seq_len)?;
-                            if let Some(lengths) = lengths.clone() {
-                                shape = shape.with_lengths(lengths)?;
-                            }
-                            attention(&device, dtype, head_dim, variant, causal, &shape)
-                        }));
-                    }
-                }
-            }
-        }
-    }
-    cases
-}
-
-fn attention(
-    device: &Device,
-    dtype: Dtype,
-    head_dim: usize,
-    variant: Option<AttentionVariant>,
-    causal: bool,
-    shape: &BatchShape,
-) -> Result<Comparison> {
-    let config = LayerConfig { causal, ..LayerConfig::new(3 * head_dim, 3, 8)? };
-    let mut qkv = random(dtype, shape.rows(), config.qkv_size(), 5);
-    poison_padding(&mut qkv, shape, config.qkv_size());
-    let qkv_device = Tensor::from_host(device, dtype, shape.rows(), config.qkv_size(), &qkv)?;
-    let mut out = Tensor::poisoned(device, dtype, shape.rows(), config.query_size())?;
-    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
-    let attention = Attention { causal, variant, ..Attention::new(&batch, &qkv_device, 3, head_dim) };
-    kernel::attention(&stream, &attention, &mut out, None)?;
-    let got = out.to_host()?;
-    let qkv = widen(&qkv);
-    let exact = oracle::attention(&qkv, &config, shape, Rounding::Exact)?;
-    let naive = oracle::attention(&qkv, &config, shape, Rounding::To(dtype))?;
-    compare(&got, &exact, &naive, dtype.epsilon(), config.query_size())
 }
 
 fn join_cases(device: &Device) -> Vec<Case> {

@@ -36,6 +36,27 @@ pub fn attention(qkv: &[f64], config: &LayerConfig, shape: &BatchShape, rounding
     Ok(context)
 }
 
+/// `ln Σ exp(q·k/√head_dim)` over the keys that each row and query head sees, `[num_attention_heads, rows]`: what the
+/// probabilities of [`attention`] are divided by, in a form in which partial results can be put together. −∞ in rows of
+/// padding. `qkv` is as in [`attention`]; nothing is rounded.
+///
+/// # Errors
+/// As [`attention`].
+pub fn log_sum_exp(qkv: &[f64], config: &LayerConfig, shape: &BatchShape) -> Result<Vec<f64>> {
+    config.check_runnable()?;
+    check_len("log_sum_exp", "qkv", qkv.len(), [shape.rows(), config.qkv_size()])?;
+    let mut sums = vec![f64::NEG_INFINITY; config.num_attention_heads * shape.rows()];
+    sums.par_iter_mut().enumerate().for_each(|(i, sum)| {
+        let (head, row) = (i / shape.rows(), i % shape.rows());
+        if let Some(keys) = visible(config, shape, row) {
+            let scores = scores(qkv, config, row, keys, head, Rounding::Exact);
+            let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            *sum = max + scores.iter().map(|s| (s - max).exp()).sum::<f64>().ln();
+        }
+    });
+    Ok(sums)
+}
+
 /// Rows of the keys that a row attends to; `None` for a row of padding.
 fn visible(config: &LayerConfig, shape: &BatchShape, row: usize) -> Option<std::ops::Range<usize>> {
     let sequence = shape.sequence_of(row);
@@ -106,5 +127,17 @@ mod tests {
         let qkv = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0];
         let context = attention(&qkv, &config, &shape, Rounding::Exact).unwrap();
         assert_eq!(context, [9.0, 9.0, 9.0, 10.0, 10.0, 10.0]);
+    }
+
+    #[test]
+    fn log_sum_exp_by_hand() {
+        let config = LayerConfig { causal: true, ..LayerConfig::new(2, 2, 1).unwrap() };
+        let shape = BatchShape::new(1, 3).unwrap().with_lengths(vec![2]).unwrap();
+        // Columns: 2 queries, 2 keys, 2 values.
+        let qkv = [1.0, 2.0, 3.0, -4.0, 0.0, 0.0, 2.0, 0.0, 1000.0, 7.0, 0.0, 0.0].map(f64::from);
+        let qkv = [qkv.as_slice(), &[f64::NAN; 6]].concat();
+        let sums = log_sum_exp(&qkv, &config, &shape).unwrap();
+        let expected = [3.0, 2000.0, f64::NEG_INFINITY, -8.0, 2f64.ln(), f64::NEG_INFINITY];
+        assert!(sums.iter().zip(expected).all(|(got, expected)| *got == expected), "{sums:?}");
     }
 }
