@@ -12,11 +12,12 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// What is compiled: source, PTX target, and whether it is compiled once for each element type.
-const SOURCES: [(&str, &str, bool); 5] = [
+const SOURCES: [(&str, &str, bool); 6] = [
     ("gemm_sm80", "compute_80", true),
     ("gemm_sm90", "compute_90a", true),
     ("attention_sm80", "compute_80", true),
     ("norm_sm80", "compute_80", true),
+    ("rotary_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
 ];
 const HEADERS: [&str; 6] =

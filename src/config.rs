@@ -176,17 +176,38 @@ impl std::str::FromStr for HiddenAct {
     }
 }
 
-/// Rotary position embeddings (arXiv 2104.09864) as a model's configuration asks for them.
-///
-/// No engine applies them yet: a configuration that has them is refused by the engines, never run without them.
+/// Rotary position embeddings (arXiv 2104.09864): pair `i` of the first `dim` dimensions of each query and key head is
+/// rotated by `position · base^(−2i/dim)`, positions counted from the start of a token's sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rotary {
     /// How many of a head's dimensions are rotated (`rotary_dim`, or `rotary_pct · head_dim`).
     pub dim: usize,
     /// Base of the angles' geometric series (`rotary_emb_base`, `rope_theta`).
     pub base: f32,
-    /// GPT-J's pairing of neighbours, instead of GPT-NeoX's pairing of halves.
+    /// Pairs are neighbours, dimensions `2i` and `2i + 1` (GPT-J, Command-R), instead of `i` and `i + dim/2` (GPT-NeoX,
+    /// Pythia, Falcon, Phi).
     pub interleaved: bool,
+}
+
+impl Rotary {
+    /// Checks that heads of that width can have it.
+    pub(crate) fn check(&self, head_dim: usize) -> Result<()> {
+        if self.dim == 0 || self.dim > head_dim || !self.dim.is_multiple_of(2) {
+            return Err(Error::InvalidConfig {
+                field: "rotary_dim",
+                got: self.dim.to_string(),
+                expected: format!("an even number from 2 to head_dim = {head_dim}"),
+            });
+        }
+        if !(self.base.is_finite() && self.base > 0.0) {
+            return Err(Error::InvalidConfig {
+                field: "rotary_base",
+                got: self.base.to_string(),
+                expected: "a positive finite number".into(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Dimensions and design of one transformer layer.
@@ -298,31 +319,7 @@ impl LayerConfig {
                 expected: "a positive finite number".into(),
             });
         }
-        if let Some(rotary) = self.rotary
-            && (rotary.dim == 0 || rotary.dim > self.head_dim || !rotary.dim.is_multiple_of(2))
-        {
-            return Err(Error::InvalidConfig {
-                field: "rotary_dim",
-                got: rotary.dim.to_string(),
-                expected: format!("an even number from 2 to head_dim = {}", self.head_dim),
-            });
-        }
-        Ok(())
-    }
-
-    /// Checks that the engines of this version can run the layer.
-    ///
-    /// # Errors
-    /// What [`validate`](Self::validate) finds; [`Error::Unsupported`] for rotary embeddings.
-    pub fn check_runnable(&self) -> Result<()> {
-        self.validate()?;
-        if let Some(rotary) = self.rotary {
-            return Err(Error::Unsupported {
-                what: format!("rotary embedding of {} of {} dimensions", rotary.dim, self.head_dim),
-                remedy: "not built yet; to time the layer without it, set `rotary` to None (`--without-rotary`)".into(),
-            });
-        }
-        Ok(())
+        self.rotary.map_or(Ok(()), |rotary| rotary.check(self.head_dim))
     }
 
     /// Weight and bias elements of the four products of one layer, and of the norms that its design uses.
@@ -403,6 +400,22 @@ mod tests {
         assert!(message(LayerConfig::new(1024, 16, MAX_DIMENSION + 1)).contains("intermediate_size = 1048577"));
         let wide = LayerConfig { num_attention_heads: MAX_DIMENSION, ..LayerConfig::new(1024, 16, 4096).unwrap() };
         assert!(wide.validate().is_err());
+    }
+
+    #[test]
+    fn rotary_dimensions_and_bases_are_checked() {
+        let layer = LayerConfig::new(1024, 16, 4096).unwrap();
+        let with = |dim, base| LayerConfig { rotary: Some(Rotary { dim, base, interleaved: false }), ..layer.clone() };
+        with(64, 1e4).validate().unwrap();
+        for (dim, base, part) in [
+            (0, 1e4, "rotary_dim = 0"),
+            (15, 1e4, "rotary_dim = 15"),
+            (66, 1e4, "head_dim = 64"),
+            (64, 0.0, "rotary_base = 0"),
+            (64, f32::NAN, "rotary_base = NaN"),
+        ] {
+            assert!(message(with(dim, base).validate().map(|()| layer.clone())).contains(part), "{part}");
+        }
     }
 
     #[test]

@@ -78,7 +78,9 @@ fn bad_dimensions_are_usage_errors() {
 #[test]
 fn bad_choices_are_usage_errors() {
     refuses(&["speedup", "--backend", "cpu", "--model", "gpt-5"], 2, &["\"gpt-5\"", "roberta-large", "falcon-7b"]);
-    refuses(&["speedup", "--backend", "cpu", "--model", "pythia-410m"], 2, &["rotary", "16 of 64", "--without-rotary"]);
+    refuses(&small(&["--rotary-dim", "34"]), 2, &["rotary_dim = 34", "head_dim = 32"]);
+    refuses(&small(&["--rotary-dim", "16", "--rotary-base", "0"]), 2, &["rotary_base = 0"]);
+    refuses(&small(&["--rotary-interleaved"]), 2, &["--rotary-dim"]);
     refuses(&small(&["--num-key-value-heads", "3"]), 2, &["num_key_value_heads = 3", "num_attention_heads = 2"]);
     refuses(&["speedup", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
     refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream"]);
@@ -191,11 +193,12 @@ fn data_on_stdout_is_only_data() {
 
 #[test]
 fn packed_sequences_are_compared_too() {
-    let mut arguments = vec!["--packed", "9,0,17", "--json", "-"];
+    let mut arguments = vec!["--packed", "9,0,17", "--rotary-dim", "16", "--rotary-interleaved", "--json", "-"];
     arguments.splice(0..0, SMALL.into_iter().filter(|argument| !["--seq", "16"].contains(argument)));
     let output = paf(&arguments);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["config"]["rotary_dim"], 16);
     assert_eq!(report["cases"][0]["packed"], true);
     assert_eq!(report["cases"][0]["lengths"][2], 17);
     assert!(text(&output.stderr).contains("3 packed, ≤ 17"));

@@ -5,6 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{check_f32, run, widen};
+use paf_cuda::config::Rotary;
 use paf_cuda::cpu::oracle::{self, Rounding};
 use paf_cuda::cpu::{Encoder, Workspace};
 use paf_cuda::verify::compare;
@@ -51,8 +52,15 @@ impl Case {
 fn layers() -> impl Strategy<Value = LayerConfig> {
     // A hidden size of a few elements makes layer norms ill-conditioned: two close values have hardly a variance.
     let dimensions = (8usize..=72, (1usize..=3, 1usize..=3), 1usize..=40, 1usize..=90);
-    (dimensions, select(&HiddenAct::ALL), select(&Design::ALL), any::<bool>()).prop_map(
-        |((hidden_size, (num_key_value_heads, group), head_dim, intermediate_size), hidden_act, design, causal)| {
+    let rotary = (0.0..1.0, select(&[1e4f32, 50.0]), any::<bool>());
+    (dimensions, select(&HiddenAct::ALL), select(&Design::ALL), any::<bool>(), prop::option::of(rotary)).prop_map(
+        |(
+            (hidden_size, (num_key_value_heads, group), head_dim, intermediate_size),
+            hidden_act,
+            design,
+            causal,
+            rotary,
+        )| {
             LayerConfig {
                 hidden_size,
                 num_attention_heads: num_key_value_heads * group,
@@ -63,7 +71,10 @@ fn layers() -> impl Strategy<Value = LayerConfig> {
                 hidden_act,
                 design,
                 causal,
-                rotary: None,
+                rotary: rotary.filter(|_| head_dim > 1).map(|(share, base, interleaved)| {
+                    let pairs = 1 + (share * (head_dim / 2) as f64) as usize;
+                    Rotary { dim: 2 * pairs, base, interleaved }
+                }),
             }
         },
     )
@@ -264,6 +275,57 @@ proptest! {
         let exact = oracle::encoder(&config, &layers, &widen(&x), &case.shape, Rounding::Exact).unwrap();
         prop_assert_eq!(&case.exact(&case.shape, &x), &exact);
         check_f32(&case.serial(&case.shape, &x), &exact, &case.encoder())?;
+    }
+
+    #[test]
+    fn rotation_makes_scores_depend_on_how_far_apart_positions_are(layer in layers(), len in 2usize..60, seed: u64) {
+        prop_assume!(layer.rotary.is_some());
+        // The same token everywhere: what differs between scores is due to positions.
+        let shape = BatchShape::new(1, len).unwrap();
+        let mut qkv = normal(1, layer.qkv_size(), seed).repeat(len);
+        let before = qkv.clone();
+        oracle::rotate(&mut qkv, &layer, &shape, Rounding::Exact).unwrap();
+        let row = |row: usize| &qkv[row * layer.qkv_size()..][..layer.qkv_size()];
+        let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>();
+        for head in 0..layer.num_attention_heads {
+            let group = layer.num_attention_heads / layer.num_key_value_heads;
+            let (query, key) = (head * layer.head_dim, layer.query_size() + head / group * layer.head_dim);
+            let score = |i: usize, j: usize| -> f64 {
+                let (query, key) = (&row(i)[query..][..layer.head_dim], &row(j)[key..][..layer.head_dim]);
+                query.iter().zip(key).map(|(q, k)| q * k).sum()
+            };
+            for (i, j) in (1..len).flat_map(|i| (1..len).map(move |j| (i, j))) {
+                prop_assert!((score(i, j) - score(i - 1, j - 1)).abs() < 1e-10, "head {}, {} and {}", head, i, j);
+            }
+            // Rotations change no lengths.
+            let own = |qkv: &[f64]| norm(&qkv[(len - 1) * layer.qkv_size() + query..][..layer.head_dim]);
+            prop_assert!((own(&qkv) - own(&before)).abs() < 1e-10);
+        }
+        let values = layer.query_size() + layer.key_value_size();
+        for (rotated, before) in qkv.chunks_exact(layer.qkv_size()).zip(before.chunks_exact(layer.qkv_size())) {
+            prop_assert_eq!(&rotated[values..], &before[values..]);
+        }
+    }
+
+    #[test]
+    fn neighbours_are_halves_in_another_order(layer in layers(), shape in shapes(), seed: u64) {
+        let Some(rotary) = layer.rotary else { return Ok(()) };
+        let with = |interleaved| LayerConfig { rotary: Some(Rotary { interleaved, ..rotary }), ..layer.clone() };
+        // Column `from` of a head of neighbours is column `to` of a head of halves.
+        let reorder = |qkv: &[f64]| {
+            let mut halves = qkv.to_vec();
+            for (to, from) in halves.chunks_exact_mut(layer.head_dim).zip(qkv.chunks_exact(layer.head_dim)) {
+                for i in 0..rotary.dim / 2 {
+                    (to[i], to[i + rotary.dim / 2]) = (from[2 * i], from[2 * i + 1]);
+                }
+            }
+            halves
+        };
+        let mut neighbours = normal(shape.rows(), layer.qkv_size(), seed);
+        let mut halves = reorder(&neighbours);
+        oracle::rotate(&mut neighbours, &with(true), &shape, Rounding::Exact).unwrap();
+        oracle::rotate(&mut halves, &with(false), &shape, Rounding::Exact).unwrap();
+        prop_assert_eq!(reorder(&neighbours), halves);
     }
 
     #[test]

@@ -8,12 +8,35 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::product::{Onto, View, ViewMut, multiply};
-use crate::config::{BatchShape, LayerConfig};
+use crate::config::{BatchShape, LayerConfig, Rotary};
 
 /// Queries of a block: few, so that a short sequence still gives every core some.
 const QUERIES: usize = 32;
 /// Keys of a block. 64 is the size to which `gemm` plans its blocking without looking caches up.
 const KEYS: usize = 64;
+
+/// Rotates pairs of columns of the query and key heads by their tokens' positions; `qkv` is as in [`attention`]. Rows of
+/// padding are rotated too, which does no harm.
+pub(super) fn rotate(qkv: &mut [f32], rotary: &Rotary, config: &LayerConfig, shape: &BatchShape) {
+    let &Rotary { dim, base, interleaved } = rotary;
+    let rotated = config.query_size() + config.key_value_size();
+    // From one pair to the next, and from the first of a pair to the second.
+    let (step, apart) = if interleaved { (2, 1) } else { (1, dim / 2) };
+    qkv.par_chunks_exact_mut(config.qkv_size()).enumerate().for_each(|(row, qkv)| {
+        let position = row - shape.first_row(shape.sequence_of(row));
+        for pair in 0..dim / 2 {
+            // In f64: an f32 angle of a late position would be off by more than its cosine may be.
+            let frequency = (-(f64::from(base).ln()) * (2 * pair) as f64 / dim as f64).exp();
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            let (sin, cos) = (sin as f32, cos as f32);
+            for head in qkv[..rotated].chunks_exact_mut(config.head_dim) {
+                let (a, b) = (head[pair * step], head[pair * step + apart]);
+                head[pair * step] = a * cos - b * sin;
+                head[pair * step + apart] = a * sin + b * cos;
+            }
+        }
+    });
+}
 
 /// Attention of every sequence and head: `qkv` is `[rows, qkv_size]`, query heads, key heads, value heads side by side
 /// along its columns; `context` is `[rows, query_size]`. Rows of padding become zeros.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::attention::attention;
+use super::attention::{attention, rotate};
 use super::product::linear;
 use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
@@ -22,11 +22,11 @@ impl Encoder {
     /// An encoder of these layers.
     ///
     /// # Errors
-    /// What [`EncoderConfig::validate`], [`LayerConfig::check_runnable`] and [`LayerWeights::check`] find;
+    /// What [`EncoderConfig::validate`], [`LayerConfig::validate`] and [`LayerWeights::check`] find;
     /// [`Error::Mismatch`] if there are not `num_hidden_layers` layers.
     pub fn new(config: EncoderConfig, layers: Arc<Vec<LayerWeights>>) -> Result<Self> {
         config.validate()?;
-        config.layer.check_runnable()?;
+        config.layer.validate()?;
         if layers.len() != config.num_hidden_layers {
             return Err(Error::mismatch("encoder", "number of layers", layers.len(), config.num_hidden_layers));
         }
@@ -211,6 +211,9 @@ impl Layer<'_> {
     fn attention(&self, x: &[f32], AttentionBuffers { qkv, context, output }: &mut AttentionBuffers<'_>) {
         let (rows, weights) = (self.shape.rows(), self.weights);
         linear(qkv, x, rows, &weights.w_qkv, &weights.b_qkv);
+        if let Some(rotary) = &self.config.rotary {
+            rotate(qkv, rotary, self.config, self.shape);
+        }
         attention(context, qkv, self.config, self.shape);
         linear(output, context, rows, &weights.w_o, &weights.b_o);
     }

@@ -12,7 +12,7 @@ mod attention;
 
 use rayon::prelude::*;
 
-pub use attention::{attention, log_sum_exp};
+pub use attention::{attention, log_sum_exp, rotate};
 
 use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig};
@@ -139,7 +139,7 @@ pub fn norm_join(
 /// hold in `x`.
 ///
 /// # Errors
-/// What [`LayerConfig::check_runnable`] and [`LayerWeights::check`] find; [`Error::Mismatch`] if `x` has another
+/// What [`LayerConfig::validate`] and [`LayerWeights::check`] find; [`Error::Mismatch`] if `x` has another
 /// length.
 pub fn layer(
     config: &LayerConfig,
@@ -148,14 +148,15 @@ pub fn layer(
     shape: &BatchShape,
     rounding: Rounding,
 ) -> Result<Vec<f64>> {
-    config.check_runnable()?;
+    config.validate()?;
     weights.check(config)?;
     let (rows, hidden_size) = (shape.rows(), config.hidden_size);
     check_len("layer", "x", x.len(), [rows, hidden_size])?;
 
     let product = |x: &[f64], weight: &[f32], bias: &[f32], n, k| linear(x, rows, weight, Some(bias), n, k, rounding);
     let attn = |x: &[f64]| {
-        let qkv = product(x, &weights.w_qkv, &weights.b_qkv, config.qkv_size(), hidden_size)?;
+        let mut qkv = product(x, &weights.w_qkv, &weights.b_qkv, config.qkv_size(), hidden_size)?;
+        rotate(&mut qkv, config, shape, rounding)?;
         let context = attention(&qkv, config, shape, rounding)?;
         product(&context, &weights.w_o, &weights.b_o, hidden_size, config.query_size())
     };

@@ -36,6 +36,11 @@ impl Sequences {
         self.first_rows != 0
     }
 
+    /// Pointer to the lengths of padded sequences, or 0 where no row is padding.
+    pub(super) fn padding(&self) -> u64 {
+        if self.are_packed() { 0 } else { self.lengths }
+    }
+
     /// Query tiles of so many rows that are not empty; where sequences are packed, about.
     pub(super) fn tiles(&self, rows: usize) -> usize {
         if self.are_packed() { self.rows.div_ceil(rows) } else { self.batch * self.seq_len.div_ceil(rows) }
@@ -111,11 +116,5 @@ impl Batch {
             first_rows: packed(batch),
             positions: packed(2 * batch),
         }
-    }
-
-    /// Pointer to the lengths of padded sequences, or 0 where no row is padding.
-    pub(super) fn padding(&self) -> u64 {
-        let sequences = self.sequences();
-        if sequences.are_packed() { 0 } else { sequences.lengths }
     }
 }

@@ -14,6 +14,8 @@ pub use super::launch::KernelResources;
 use super::memory::{Floats, Tensor};
 use super::norm::{self, Join, NormOutput};
 use super::plan;
+pub use super::rotary::RotaryTable;
+use super::rotary::{self, Rotate};
 use super::tiles::GEMM_SM80_TILES;
 use crate::config::HiddenAct;
 use crate::dtype::Dtype;
@@ -214,6 +216,36 @@ pub fn attention(
     unsafe { attention::launch(kernels, stream, &attention) }
 }
 
+/// Rotates the first `table.rotary().dim` columns of every query and key head of `qkv`, `[rows, (heads + 2 · key_value_heads)
+/// · head_dim]` as [`Attention`] takes it, by the angles of their positions, which are counted from each sequence's start.
+/// Rows of padding are left alone.
+///
+/// # Errors
+/// As [`gemm`]; [`Error::InvalidConfig`] for more dimensions than a head has; [`Error::Mismatch`] for a sequence that is
+/// longer than the table.
+pub fn rotary(
+    stream: &Stream,
+    batch: &Batch,
+    heads: usize,
+    key_value_heads: usize,
+    head_dim: usize,
+    table: &RotaryTable,
+    qkv: &mut Tensor,
+) -> Result<()> {
+    const OPERATION: &str = "rotary";
+    let dtype = same_kind(OPERATION, stream, [&*qkv])?;
+    batch.check_device(OPERATION, stream.device())?;
+    check_device(OPERATION, stream, table.device())?;
+    let width = heads.saturating_add(key_value_heads.saturating_mul(2)).saturating_mul(head_dim);
+    check_shape(OPERATION, "QKV", qkv, (batch.shape().rows(), width))?;
+    let heads = heads + key_value_heads;
+    let rotate = Rotate { qkv: qkv.matrix(), table, sequences: batch.sequences(), heads, head_dim };
+    let kernels = stream.device().kernels(dtype)?;
+    stream.device().enter()?;
+    // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.
+    unsafe { rotary::launch(kernels, stream, &rotate) }
+}
+
 /// A layer norm that [`join`] is to make of its sum.
 #[derive(Debug)]
 pub struct Norm<'a> {
@@ -264,7 +296,7 @@ pub fn join(
         addends: std::array::from_fn(|i| addends.get(i).map(|tensor| tensor.matrix())),
         sum: sum.map(Tensor::matrix),
         norms: std::array::from_fn(|i| norms.get(i).map(output)),
-        lengths: batch.padding(),
+        lengths: batch.sequences().padding(),
         seq_len: batch.shape().seq_len(),
         eps,
     };

@@ -18,6 +18,7 @@ use super::gemm::sm90::Sm90Gemm;
 use super::memory::Matrix;
 use super::norm::NormKernel;
 use super::ptx::PtxModule;
+use super::rotary::RotaryKernel;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -219,6 +220,8 @@ pub(super) struct Kernels {
     pub(super) attention_sm80: Sm80Attention,
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
+    /// In the order of [`RotaryKernel::ALL`].
+    pub(super) rotary: Vec<Function>,
     /// Occupies a stream for a while.
     delay: Function,
     // Functions are handles into these.
@@ -229,10 +232,15 @@ impl Kernels {
     pub(super) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
         device.enter()?;
         let norm_module = Module::load(device, &format!("norm_sm80_{dtype}"))?;
+        let rotary_module = Module::load(device, &format!("rotary_sm80_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
         let norm = NormKernel::ALL
             .iter()
             .map(|kernel| norm_module.function(device, &format!("norm_{}", kernel.name), kernel.threads, 0))
+            .collect::<Result<_>>()?;
+        let rotary = RotaryKernel::ALL
+            .iter()
+            .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
             .collect::<Result<_>>()?;
         let delay = probe_module.function(device, "delay", 1, 0)?;
         let gemm_sm90 = device.uses_hopper_kernels().then(|| Sm90Gemm::load(device, dtype)).transpose()?;
@@ -242,8 +250,9 @@ impl Kernels {
             gemm_sm90,
             attention_sm80: Sm80Attention::load(device, dtype)?,
             norm,
+            rotary,
             delay,
-            _modules: vec![norm_module, probe_module],
+            _modules: vec![norm_module, rotary_module, probe_module],
         };
         if kernels.gemm_sm90.is_none() {
             kernels.gemm_sm80(device)?;
@@ -263,7 +272,7 @@ impl Kernels {
     /// Of every kernel that is loaded, and of the portable GEMM.
     pub(super) fn resources(&self, device: &Device) -> Result<Vec<KernelResources>> {
         let hopper = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
-        let others = self.attention_sm80.functions().chain(&self.norm).chain([&self.delay]);
+        let others = self.attention_sm80.functions().chain(&self.norm).chain(&self.rotary).chain([&self.delay]);
         let functions = self.gemm_sm80(device)?.functions().chain(hopper).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }

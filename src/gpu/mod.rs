@@ -21,6 +21,7 @@ mod norm;
 pub mod peer;
 mod plan;
 pub mod ptx;
+mod rotary;
 mod schedule;
 pub(crate) mod tiles;
 mod workspace;

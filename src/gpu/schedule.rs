@@ -8,6 +8,8 @@
 //!              ffn         └──W1────────W2────────────┘        └──▶
 //! ```
 //!
+//! Between QKV and attention, queries and keys are rotated in place where the layer has rotary embeddings.
+//!
 //! The attention stream carries the layer from join to join; the FFN stream leaves it at `forked` and comes back at
 //! `ffn_done`, before the residual add. Branches write disjoint scratch, so these two events a layer are all the ordering
 //! there is. The caller's stream hands over at `start` and takes back at `finished`.
@@ -20,6 +22,7 @@ use super::gemm::{self, Gemm, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput};
+use super::rotary::{self, Rotate};
 use super::workspace::{Branch, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
 use crate::error::Result;
@@ -179,7 +182,8 @@ impl Run<'_> {
         }
     }
 
-    /// `attention_out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo [+ residual]`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`.
+    /// `attention_out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo [+ residual]`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`, Q and K rotated by
+    /// their positions if the layer does that.
     unsafe fn attention_block(&self, stream: &Stream, layer: &DeviceLayer, input: Matrix, then: Then) -> Result<()> {
         let Scratch { qkv, context, attention_out, .. } = self.scratch;
         let attention = Attention {
@@ -197,6 +201,11 @@ impl Run<'_> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             self.product(stream, input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv)?;
+            if let Some(table) = self.streams.workspace.rotary() {
+                let Attention { sequences, head_dim, .. } = attention;
+                let heads = attention.heads + attention.key_value_heads;
+                rotary::launch(self.kernels, stream, &Rotate { qkv, table, sequences, heads, head_dim })?;
+            }
             attention::launch(self.kernels, stream, &attention)?;
             self.product(stream, context, layer.w_o, layer.b_o, then, attention_out)
         }
@@ -230,7 +239,7 @@ impl Run<'_> {
             addends: std::array::from_fn(|i| addends.get(i).copied()),
             sum,
             norms,
-            lengths: self.batch.padding(),
+            lengths: self.batch.sequences().padding(),
             seq_len: self.batch.shape().seq_len(),
             eps: self.config.layer_norm_eps,
         };
@@ -248,7 +257,7 @@ impl Run<'_> {
     unsafe fn finish_pre_norm(&self, addends: &[Matrix], y: Matrix, next: Option<&DeviceLayer>) -> Result<()> {
         let norms = next.map_or([None; 2], |next| self.norms_of(next));
         // A single addend is y itself, already stored; only padding remains to be zeroed.
-        let sum = (addends.len() > 1 || self.batch.padding() != 0).then_some(y);
+        let sum = (addends.len() > 1 || self.batch.sequences().padding() != 0).then_some(y);
         if sum.is_none() && norms.iter().all(Option::is_none) {
             return Ok(());
         }

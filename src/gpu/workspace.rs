@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::device::{Device, Event, Stream};
 use super::memory::{Buffer, Matrix};
+use super::rotary::RotaryTable;
 use crate::config::LayerConfig;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -18,11 +19,13 @@ pub enum Branch {
 }
 
 /// Scratch memory, streams and events of forward calls. One call at a time may use it, whence `&mut`; it may serve
-/// encoders of different designs with the same dimensions.
+/// encoders of different designs with the same dimensions and rotary embedding.
 #[derive(Debug)]
 pub struct Workspace {
     buffer: Buffer,
     device: Device,
+    /// Of as many positions as there are rows: no sequence that fits is longer.
+    rotary: Option<RotaryTable>,
     widths: [usize; SCRATCH],
     rows: usize,
     pub(super) attention_stream: Stream,
@@ -60,13 +63,19 @@ fn matrix_bytes(rows: usize, cols: usize) -> usize {
 
 impl Workspace {
     pub(super) fn bytes(config: &LayerConfig, rows: usize) -> usize {
+        let table = config.rotary.map_or(0, |rotary| RotaryTable::bytes(&rotary, rows));
+        Self::scratch_bytes(config, rows) + table
+    }
+
+    fn scratch_bytes(config: &LayerConfig, rows: usize) -> usize {
         widths(config).into_iter().map(|cols| matrix_bytes(rows, cols)).sum()
     }
 
     pub(super) fn new(device: &Device, config: &LayerConfig, rows: usize) -> Result<Self> {
         Ok(Self {
-            buffer: Buffer::new(device, "a workspace", Self::bytes(config, rows))?,
+            buffer: Buffer::new(device, "a workspace", Self::scratch_bytes(config, rows))?,
             device: device.clone(),
+            rotary: config.rotary.map(|rotary| RotaryTable::new(device, &rotary, rows)).transpose()?,
             widths: widths(config),
             rows,
             attention_stream: Stream::new(device)?,
@@ -107,7 +116,21 @@ impl Workspace {
                 format!("at least {rows} rows of widths {:?}", widths(config)),
             ));
         }
+        let rotary = self.rotary().map(|table| *table.rotary());
+        if rotary != config.rotary {
+            return Err(Error::mismatch(
+                "Encoder::forward",
+                "rotary embedding of the workspace",
+                format!("{rotary:?}"),
+                format!("{:?}", config.rotary),
+            ));
+        }
         Ok(())
+    }
+
+    /// What the layer rotates queries and keys by, if it does.
+    pub(super) fn rotary(&self) -> Option<&RotaryTable> {
+        self.rotary.as_ref()
     }
 
     /// The scratch matrices for a call on `rows` rows.

@@ -73,6 +73,8 @@ pub struct Config {
     pub intermediate_size: usize,
     pub hidden_act: String,
     pub causal: bool,
+    /// Dimensions of each head that are rotated by position, if there are any; absent in older files, too.
+    pub rotary_dim: Option<usize>,
     /// Set if the model has rotary embeddings that were left out.
     pub rotary_left_out: bool,
 }

@@ -188,6 +188,7 @@ impl Experiment {
                 intermediate_size: layer.intermediate_size,
                 hidden_act: layer.hidden_act.name().into(),
                 causal: layer.causal,
+                rotary_dim: layer.rotary.map(|rotary| rotary.dim),
                 rotary_left_out: self.rotary_left_out,
             },
             seed: self.seed,

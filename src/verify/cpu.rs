@@ -3,36 +3,37 @@
 use std::sync::Arc;
 
 use super::{Case, Comparison, Layout, compare, poison_padding, widen};
-use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
+use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
 use crate::cpu::Encoder;
 use crate::cpu::oracle::{self, Rounding};
 use crate::error::Result;
 use crate::weights::{LayerWeights, random_activations, random_layers};
 
 /// Stacks of two layers, as a user without a GPU runs them: all designs, schedules, activations, causal or not, full,
-/// padded and packed batches, grouped heads, odd sizes.
+/// padded and packed batches, grouped heads, rotary embeddings, odd sizes.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    // With the key and value heads for four query heads.
+    let rotary = |dim, interleaved| Some(Rotary { dim, base: 1e4, interleaved });
+    // With the key and value heads for four query heads, and the rotary embedding.
     let layouts = [
-        (Layout::Full(1, 1), 4),
-        (Layout::Full(2, 17), 2),
-        (Layout::Padded(67, vec![67, 0, 5]), 4),
-        (Layout::Padded(130, vec![129]), 1),
-        (Layout::Packed(vec![33, 0, 1, 70]), 2),
+        (Layout::Full(1, 1), 4, None),
+        (Layout::Full(2, 17), 2, rotary(20, false)),
+        (Layout::Padded(67, vec![67, 0, 5]), 4, rotary(10, true)),
+        (Layout::Padded(130, vec![129]), 1, None),
+        (Layout::Packed(vec![33, 0, 1, 70]), 2, rotary(32, true)),
     ];
     for (i, design) in Design::ALL.into_iter().enumerate() {
-        for (j, (layout, num_key_value_heads)) in layouts.iter().enumerate() {
+        for (j, (layout, num_key_value_heads, rotary)) in layouts.iter().enumerate() {
             for causal in [false, true] {
                 for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
                     let hidden_act = HiddenAct::ALL[(i + j) % 3];
                     let mask = if causal { " causal" } else { "" };
                     let name = format!("cpu layer {design} {schedule} {hidden_act}{mask} {layout}");
-                    let (layout, num_key_value_heads) = (layout.clone(), *num_key_value_heads);
+                    let (layout, num_key_value_heads, rotary) = (layout.clone(), *num_key_value_heads, *rotary);
                     let seed = (i * 10 + j) as u64;
                     cases.push(Case::new(name, move || {
                         let base = LayerConfig::new(64 + 16 * j, 4, 200)?;
-                        let layer = LayerConfig { hidden_act, causal, design, num_key_value_heads, ..base };
+                        let layer = LayerConfig { hidden_act, causal, design, num_key_value_heads, rotary, ..base };
                         let shape = layout.shape()?;
                         check(EncoderConfig { layer, num_hidden_layers: 2 }, schedule, &shape, seed)
                     }));

@@ -34,7 +34,10 @@ pub fn run() -> Result<()> {
             layer.head_dim.to_string(),
             layer.intermediate_size.to_string(),
             layer.hidden_act.to_string(),
-            layer.rotary.map_or_else(|| "–".to_owned(), |rotary| rotary.dim.to_string()),
+            layer.rotary.map_or_else(
+                || "–".to_owned(),
+                |rotary| format!("{}{}", rotary.dim, if rotary.interleaved { " interleaved" } else { "" }),
+            ),
             format!("{parameters:.1}"),
         ]);
     }

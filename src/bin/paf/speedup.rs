@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use paf_cuda::config::preset;
+use paf_cuda::config::{Rotary, preset};
 use paf_cuda::measure::report::{Report, shape_name};
 use paf_cuda::measure::speedup::{Engine, Experiment, Mode, Step};
 use paf_cuda::measure::timing::Effort;
@@ -37,8 +37,17 @@ pub struct Arguments {
     /// Let a position attend only to itself and earlier ones, also where the model does not.
     #[arg(long)]
     causal: bool,
-    /// Time a model that has rotary embeddings without them: they are not built yet.
-    #[arg(long)]
+    /// Rotate so many dimensions of each query and key head.
+    #[arg(long, requires = "hidden_size")]
+    rotary_dim: Option<usize>,
+    /// Base of the rotary angles.
+    #[arg(long, requires = "rotary_dim", default_value_t = 10_000.0)]
+    rotary_base: f32,
+    /// Rotate neighbouring dimensions, as GPT-J does, instead of those half of rotary_dim apart.
+    #[arg(long, requires = "rotary_dim")]
+    rotary_interleaved: bool,
+    /// Leave out a model's rotary embeddings, to see what they cost.
+    #[arg(long, conflicts_with = "rotary_dim")]
     without_rotary: bool,
     /// Number of layers [default: the model's; on the CPU 4]
     #[arg(long)]
@@ -168,6 +177,8 @@ fn experiment(arguments: &Arguments, cpu: bool) -> Result<Experiment> {
                 }
             };
             layer.num_key_value_heads = arguments.num_key_value_heads.unwrap_or(heads);
+            let (base, interleaved) = (arguments.rotary_base, arguments.rotary_interleaved);
+            layer.rotary = arguments.rotary_dim.map(|dim| Rotary { dim, base, interleaved });
             layer.causal = arguments.causal;
             layer.validate()?;
             EncoderConfig { layer, num_hidden_layers: 24 }
@@ -187,7 +198,7 @@ fn experiment(arguments: &Arguments, cpu: bool) -> Result<Experiment> {
         None => layer.design.parallel(),
     };
     let rotary_left_out = arguments.without_rotary && layer.rotary.take().is_some();
-    layer.check_runnable()?;
+    layer.validate()?;
     config.num_hidden_layers = match arguments.layers {
         Some(layers) => layers,
         None if cpu => CPU_LAYERS.min(config.num_hidden_layers),

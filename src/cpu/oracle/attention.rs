@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::{Rounding, check_len, dot};
-use crate::config::{BatchShape, LayerConfig};
+use crate::config::{BatchShape, LayerConfig, Rotary};
 use crate::error::Result;
 
 /// `softmax(Q·Kᵀ/√head_dim)·V` for each sequence and head (arXiv 1706.03762, section 3.2).
@@ -11,12 +11,12 @@ use crate::error::Result;
 /// `qkv` is `[rows, qkv_size]`, query heads, key heads, value heads side by side along its columns; the result is
 /// `[rows, query_size]`. As many neighbouring query heads share a key and a value head as there are more of them (arXiv
 /// 2305.13245). A row attends to the valid keys of its own sequence, up to itself if the layer is causal; the others are
-/// not even read. Rows of padding are zeros. Rounded: scaled scores, probabilities, result.
+/// not even read. Rows of padding are zeros. Rotary embeddings are [`rotate`]'s business. Rounded: scaled scores, probabilities, result.
 ///
 /// # Errors
-/// What [`LayerConfig::check_runnable`] finds; [`Error::Mismatch`](crate::Error::Mismatch) if `qkv` has another length.
+/// What [`LayerConfig::validate`] finds; [`Error::Mismatch`](crate::Error::Mismatch) if `qkv` has another length.
 pub fn attention(qkv: &[f64], config: &LayerConfig, shape: &BatchShape, rounding: Rounding) -> Result<Vec<f64>> {
-    config.check_runnable()?;
+    config.validate()?;
     let (width, query_size, head_dim) = (config.qkv_size(), config.query_size(), config.head_dim);
     check_len("attention", "qkv", qkv.len(), [shape.rows(), width])?;
     let mut context = vec![0.0; shape.rows() * query_size];
@@ -43,7 +43,7 @@ pub fn attention(qkv: &[f64], config: &LayerConfig, shape: &BatchShape, rounding
 /// # Errors
 /// As [`attention`].
 pub fn log_sum_exp(qkv: &[f64], config: &LayerConfig, shape: &BatchShape) -> Result<Vec<f64>> {
-    config.check_runnable()?;
+    config.validate()?;
     check_len("log_sum_exp", "qkv", qkv.len(), [shape.rows(), config.qkv_size()])?;
     let mut sums = vec![f64::NEG_INFINITY; config.num_attention_heads * shape.rows()];
     sums.par_iter_mut().enumerate().for_each(|(i, sum)| {
@@ -55,6 +55,32 @@ pub fn log_sum_exp(qkv: &[f64], config: &LayerConfig, shape: &BatchShape) -> Res
         }
     });
     Ok(sums)
+}
+
+/// Rotary position embedding (arXiv 2104.09864, section 3.2) of the query and key heads in `qkv`, which is as in
+/// [`attention`]; nothing where the layer has none. Each pair of dimensions, taken for a complex number, is multiplied by
+/// `exp(i·angle)`. Rounded: what is rotated.
+///
+/// # Errors
+/// As [`attention`].
+pub fn rotate(qkv: &mut [f64], config: &LayerConfig, shape: &BatchShape, rounding: Rounding) -> Result<()> {
+    config.validate()?;
+    check_len("rotate", "qkv", qkv.len(), [shape.rows(), config.qkv_size()])?;
+    let Some(Rotary { dim, base, interleaved }) = config.rotary else { return Ok(()) };
+    let rotated = config.query_size() + config.key_value_size();
+    qkv.par_chunks_exact_mut(config.qkv_size()).enumerate().for_each(|(row, qkv)| {
+        let position = (row - shape.first_row(shape.sequence_of(row))) as f64;
+        for head in qkv[..rotated].chunks_exact_mut(config.head_dim) {
+            for i in 0..dim / 2 {
+                let angle = position * f64::from(base).powf(-2.0 * i as f64 / dim as f64);
+                let (re, im) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + dim / 2) };
+                let (x, y) = (head[re], head[im]);
+                head[re] = rounding.apply(x * angle.cos() - y * angle.sin());
+                head[im] = rounding.apply(x * angle.sin() + y * angle.cos());
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Rows of the keys that a row attends to; `None` for a row of padding.
@@ -139,5 +165,27 @@ mod tests {
         let sums = log_sum_exp(&qkv, &config, &shape).unwrap();
         let expected = [3.0, 2000.0, f64::NEG_INFINITY, -8.0, 2f64.ln(), f64::NEG_INFINITY];
         assert!(sums.iter().zip(expected).all(|(got, expected)| *got == expected), "{sums:?}");
+    }
+
+    #[test]
+    fn rotation_by_hand() {
+        let rotary = |interleaved| Some(Rotary { dim: 4, base: 100.0, interleaved });
+        let config = |interleaved| LayerConfig { rotary: rotary(interleaved), ..LayerConfig::new(5, 1, 1).unwrap() };
+        let shape = BatchShape::packed(vec![1, 2]).unwrap();
+        // Rows of one head of five each: query, key, value. Pair 0 turns by 1 a position, pair 1 by 1/10.
+        let before: Vec<f64> = (0..45).map(f64::from).collect();
+        for interleaved in [false, true] {
+            let mut qkv = before.clone();
+            rotate(&mut qkv, &config(interleaved), &shape, Rounding::Exact).unwrap();
+            // The first token of each sequence stays, so do the fifth column and the value.
+            assert_eq!(qkv[..30], before[..30]);
+            assert_eq!((qkv[34], &qkv[39..]), (34.0, &before[39..]));
+            let pairs = if interleaved { [(30, 31, 1.0), (32, 33, 0.1)] } else { [(30, 32, 1.0), (31, 33, 0.1f64)] };
+            for (re, im, angle) in pairs {
+                let (x, y) = (before[re], before[im]);
+                assert!((qkv[re] - (x * angle.cos() - y * angle.sin())).abs() < 1e-13);
+                assert!((qkv[im] - (x * angle.sin() + y * angle.cos())).abs() < 1e-13);
+            }
+        }
     }
 }
