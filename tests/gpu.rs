@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use paf_cuda::config::Rotary;
 use paf_cuda::gpu::{Batch, Branch, Device, Encoder, EncoderWeights, Stream, Tensor, device_count};
 use paf_cuda::weights::{random_activations, random_layers};
 use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule, verify};
@@ -254,6 +255,10 @@ fn refusals(device: &Device, design: Design) -> Outcome {
     let weights = Arc::new(EncoderWeights::upload(device, &saf, Dtype::Bf16, random_layers(&saf, 1))?);
     let saf = Encoder::new(&saf, weights.clone())?;
     expect(&["two-stream", "saf-post"], saf.forward(stream, Schedule::TwoStream, batch, x, y, &mut workspace))?;
+    let mut rotating = saf.config().clone();
+    rotating.layer.rotary = Some(Rotary { dim: 16, base: 1e4, interleaved: false });
+    let rotating = Encoder::new(&rotating, weights.clone())?;
+    expect(&["rotary", "None", "dim: 16"], rotating.forward(stream, serial, batch, x, y, &mut workspace))?;
     let deeper = EncoderConfig { num_hidden_layers: 5, ..saf.config().clone() };
     expect(&["4", "at least 5"], Encoder::new(&deeper, weights.clone()).map(drop))?;
     let wider = EncoderConfig { layer: LayerConfig::new(256, 2, 512)?, num_hidden_layers: 1 };

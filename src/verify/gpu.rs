@@ -4,18 +4,19 @@
 //! inputs are NaN; sizes are 1, primes, one off a tile.
 
 mod attention;
-
-use std::sync::Arc;
+mod layer;
+mod rotary;
 
 use super::{Case, Comparison, compare, poison_padding, widen};
-use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
+use crate::config::{BatchShape, HiddenAct};
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
 use crate::gpu::tiles::GEMM_SM90_TILES;
-use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
-use crate::weights::{LayerWeights, NormWeights, random_activations, random_layers};
+use crate::gpu::{Batch, Device, Stream, Tensor};
+use crate::weights::{NormWeights, random_activations};
+pub use layer::stack;
 
 const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 
@@ -23,8 +24,9 @@ const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 pub fn cases(device: &Device) -> Vec<Case> {
     let mut cases = gemm_cases(device);
     cases.extend(attention::cases(device));
+    cases.extend(rotary::cases(device));
     cases.extend(join_cases(device));
-    cases.extend(layer_cases(device));
+    cases.extend(layer::cases(device));
     cases
 }
 
@@ -274,81 +276,4 @@ fn join(device: &Device, dtype: Dtype, hidden: usize, addends: usize, shape: &Ba
         results.push(compare(&got.to_host()?, &exact, &naive, dtype.epsilon(), hidden)?);
     }
     Ok(results.into_iter().reduce(worse).expect("three outputs"))
-}
-
-fn layer_cases(device: &Device) -> Vec<Case> {
-    let shapes: [(usize, usize, Option<Vec<usize>>); 3] =
-        [(1, 1, None), (2, 130, None), (3, 67, Some(vec![66, 0, 31]))];
-    let dims = [(128, 4), (128, 2), (240, 3), (288, 3), (256, 2)]; // hidden, heads: head_dim 32, 64, 80, 96, 128
-    let mut cases = Vec::new();
-    for dtype in DTYPES {
-        for (i, design) in Design::ALL.into_iter().enumerate() {
-            for (j, (batch, seq_len, lengths)) in shapes.iter().enumerate() {
-                for (d, (hidden, heads)) in dims.into_iter().enumerate() {
-                    let (causal, hidden_act) = ((i + j + d) % 2 == 1, HiddenAct::ALL[(i + j + d) % 3]);
-                    for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
-                        for graph in [false, true] {
-                            let name = format!(
-                                "layer {dtype} {design} {schedule} {} {hidden_act}{} d{} {batch}x{seq_len}{}",
-                                if graph { "graph" } else { "eager" },
-                                if causal { " causal" } else { "" },
-                                hidden / heads,
-                                if lengths.is_some() { " padded" } else { "" }
-                            );
-                            let (device, batch, seq_len, lengths) = (device.clone(), *batch, *seq_len, lengths.clone());
-                            cases.push(Case::new(name, move || {
-                                let base = LayerConfig::new(hidden, heads, 328)?;
-                                let layer = LayerConfig { design, causal, hidden_act, ..base };
-                                let mut shape = BatchShape::new(batch, seq_len)?;
-                                if let Some(lengths) = lengths.clone() {
-                                    shape = shape.with_lengths(lengths)?;
-                                }
-                                let config = EncoderConfig { layer, num_hidden_layers: 3 };
-                                let layers: Vec<_> =
-                                    random_layers(&config, 7).map(|layer| layer.rounded(dtype)).collect();
-                                let weights = Arc::new(EncoderWeights::upload(&device, &config, dtype, &layers)?);
-                                stack(&weights, &layers, &config, schedule, graph, &shape)
-                            }));
-                        }
-                    }
-                }
-            }
-        }
-    }
-    cases
-}
-
-/// The stack of `config` on the device against the oracle, on random activations. `layers` are the weights as the device
-/// holds them: rounded.
-///
-/// # Errors
-/// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
-pub fn stack(
-    weights: &Arc<EncoderWeights>,
-    layers: &[LayerWeights],
-    config: &EncoderConfig,
-    schedule: Schedule,
-    graph: bool,
-    shape: &BatchShape,
-) -> Result<Comparison> {
-    let encoder = Encoder::new(config, weights.clone())?;
-    let (device, dtype, h) = (encoder.device(), encoder.dtype(), config.layer.hidden_size);
-    let mut x = random(dtype, shape.rows(), h, 8);
-    poison_padding(&mut x, shape, h);
-    let x_device = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
-    let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
-    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
-    let mut workspace = encoder.workspace(&batch)?;
-    workspace.poison()?;
-    if graph {
-        let graph = encoder.capture(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
-        graph.launch(&stream)?;
-    } else {
-        encoder.forward(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
-    }
-    let got = y.to_host()?;
-    let x = widen(&x);
-    let exact = oracle::encoder(config, layers, &x, shape, Rounding::Exact)?;
-    let naive = oracle::encoder(config, layers, &x, shape, Rounding::To(dtype))?;
-    compare(&got, &exact, &naive, dtype.epsilon(), h)
 }

@@ -1,0 +1,109 @@
+//! Stacks of layers against the oracle.
+
+use std::sync::Arc;
+
+use super::{DTYPES, random};
+use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
+use crate::cpu::oracle::{self, Rounding};
+use crate::dtype::Dtype;
+use crate::error::Result;
+use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
+use crate::verify::{Case, Comparison, Layout, compare, poison_padding, widen};
+use crate::weights::{LayerWeights, random_layers};
+
+/// Every design, schedule and way to launch, with every head width and layout of sequences; masks, activations, grouped
+/// heads and rotary embeddings take turns.
+pub(super) fn cases(device: &Device) -> Vec<Case> {
+    let layouts = [
+        Layout::Full(1, 1),
+        Layout::Full(2, 130),
+        Layout::Padded(67, vec![66, 0, 31]),
+        Layout::Packed(vec![0, 65, 1, 0, 130]),
+    ];
+    let dims: [(usize, usize); 6] = [(32, 4), (64, 2), (80, 3), (96, 3), (128, 2), (256, 2)]; // head_dim, heads
+    let mut cases = Vec::new();
+    for dtype in DTYPES {
+        for (i, design) in Design::ALL.into_iter().enumerate() {
+            for (j, layout) in layouts.iter().enumerate() {
+                for (d, (head_dim, heads)) in dims.into_iter().enumerate() {
+                    let hidden_act = HiddenAct::ALL[(i + j + d) % 3];
+                    // Half as many key and value heads; three have no half.
+                    let fewer = if heads.is_multiple_of(2) { heads / 2 } else { 1 };
+                    let base = LayerConfig::new(head_dim * heads, heads, 328).expect("valid dimensions");
+                    let layer = LayerConfig {
+                        design,
+                        hidden_act,
+                        causal: (i + j + d) % 2 == 1,
+                        num_key_value_heads: if (i + j) % 2 == 0 { heads } else { fewer },
+                        rotary: [
+                            None,
+                            Some(Rotary { dim: head_dim / 4, base: 1e4, interleaved: false }),
+                            Some(Rotary { dim: head_dim, base: 5e5, interleaved: true }),
+                        ][(i + 2 * j + d) % 3],
+                        ..base
+                    };
+                    for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+                        for graph in [false, true] {
+                            cases.push(case(device, dtype, &layer, schedule, graph, layout));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn case(device: &Device, dtype: Dtype, layer: &LayerConfig, schedule: Schedule, graph: bool, layout: &Layout) -> Case {
+    let LayerConfig { design, hidden_act, head_dim, num_attention_heads, num_key_value_heads, causal, rotary, .. } =
+        layer;
+    let name = format!(
+        "layer {dtype} {design} {schedule} {} {hidden_act}{} d{head_dim} heads {num_attention_heads}/{num_key_value_heads}{} \
+         {layout}",
+        if graph { "graph" } else { "eager" },
+        if *causal { " causal" } else { "" },
+        rotary.map_or_else(String::new, |rotary| format!(" {}", super::rotary::name(&rotary))),
+    );
+    let (device, layer, layout) = (device.clone(), layer.clone(), layout.clone());
+    Case::new(name, move || {
+        let config = EncoderConfig { layer: layer.clone(), num_hidden_layers: 3 };
+        let layers: Vec<_> = random_layers(&config, 7).map(|layer| layer.rounded(dtype)).collect();
+        let weights = Arc::new(EncoderWeights::upload(&device, &config, dtype, &layers)?);
+        stack(&weights, &layers, &config, schedule, graph, &layout.shape()?)
+    })
+}
+
+/// The stack of `config` on the device against the oracle, on random activations. `layers` are the weights as the device
+/// holds them: rounded.
+///
+/// # Errors
+/// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
+pub fn stack(
+    weights: &Arc<EncoderWeights>,
+    layers: &[LayerWeights],
+    config: &EncoderConfig,
+    schedule: Schedule,
+    graph: bool,
+    shape: &BatchShape,
+) -> Result<Comparison> {
+    let encoder = Encoder::new(config, weights.clone())?;
+    let (device, dtype, h) = (encoder.device(), encoder.dtype(), config.layer.hidden_size);
+    let mut x = random(dtype, shape.rows(), h, 8);
+    poison_padding(&mut x, shape, h);
+    let x_device = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
+    let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
+    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+    let mut workspace = encoder.workspace(&batch)?;
+    workspace.poison()?;
+    if graph {
+        let graph = encoder.capture(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
+        graph.launch(&stream)?;
+    } else {
+        encoder.forward(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
+    }
+    let got = y.to_host()?;
+    let x = widen(&x);
+    let exact = oracle::encoder(config, layers, &x, shape, Rounding::Exact)?;
+    let naive = oracle::encoder(config, layers, &x, shape, Rounding::To(dtype))?;
+    compare(&got, &exact, &naive, dtype.epsilon(), h)
+}
