@@ -70,7 +70,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`config`] | what a layer is: dimensions, design, activation; presets; the batch's shape |
+//! | [`config`] | what a layer is: dimensions, design, activation, rotary embedding; presets; the batch's shape |
 //! | [`weights`] | host-side weights, row-major f32 as PyTorch stores them |
 //! | [`gpu`] | kernels, streams, schedules, graphs |
 //! | [`cpu`] | the f32 engine, and the f64 oracle that everything is checked against |
