@@ -22,11 +22,10 @@ impl Encoder {
     /// An encoder of these layers.
     ///
     /// # Errors
-    /// What [`EncoderConfig::validate`], [`LayerConfig::validate`] and [`LayerWeights::check`] find;
+    /// What [`EncoderConfig::validate`] and [`LayerWeights::check`] find;
     /// [`Error::Mismatch`] if there are not `num_hidden_layers` layers.
     pub fn new(config: EncoderConfig, layers: Arc<Vec<LayerWeights>>) -> Result<Self> {
         config.validate()?;
-        config.layer.validate()?;
         if layers.len() != config.num_hidden_layers {
             return Err(Error::mismatch("encoder", "number of layers", layers.len(), config.num_hidden_layers));
         }

@@ -78,8 +78,9 @@ impl Attention {
             let expected = format!("a divisor of the {heads} query heads");
             return Err(Error::mismatch(OPERATION, "number of key and value heads", key_value_heads, expected));
         }
-        let (rows, width) = (sequences.rows, heads * head_dim);
-        let expected = [(rows, width + 2 * key_value_heads * head_dim), (rows, width)];
+        let (rows, width) = (sequences.rows, heads.saturating_mul(head_dim));
+        let key_value_width = key_value_heads.saturating_mul(head_dim);
+        let expected = [(rows, width.saturating_add(key_value_width.saturating_mul(2))), (rows, width)];
         for ((what, matrix), (rows, cols)) in [("QKV", qkv), ("output", out)].into_iter().zip(expected) {
             if (matrix.rows, matrix.cols) != (rows, cols) || cols == 0 {
                 return Err(Error::mismatch(
@@ -157,7 +158,7 @@ mod tests {
     #[test]
     fn rows_name_one_tile_of_a_head_width() {
         for head_dim in head_dims() {
-            let rows: Vec<_> = sm80::tiles(head_dim).collect();
+            let rows: Vec<_> = sm80::tiles(head_dim).map(|tile| tile.rows()).collect();
             assert!(rows.windows(2).all(|pair| pair[0] > pair[1]), "{rows:?}");
         }
     }

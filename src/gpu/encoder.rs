@@ -126,7 +126,6 @@ impl EncoderWeights {
 
 /// What the kernels ask of a layer beyond its being valid.
 fn check_config(config: &LayerConfig) -> Result<()> {
-    config.validate()?;
     if !head_dims().contains(&config.head_dim) {
         return Err(attention::unsupported_head_dim(config.head_dim));
     }

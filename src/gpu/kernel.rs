@@ -120,10 +120,10 @@ impl<'a> Attention<'a> {
     }
 }
 
-/// The ways in which `device` could compute attention with heads of that width; empty where there is no kernel for it. A
-/// variant may still need more shared memory than the device has.
-pub fn attention_variants(_device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
-    sm80::tiles(head_dim).map(|rows| AttentionVariant::Sm80 { rows }).collect()
+/// The ways in which `device` could compute attention with heads of that width; empty where there is no kernel for it.
+pub fn attention_variants(device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
+    let tiles = sm80::tiles(head_dim).filter(|tile| tile.shared_bytes() <= device.info().shared_bytes_per_block);
+    tiles.map(|tile| AttentionVariant::Sm80 { rows: tile.rows() }).collect()
 }
 
 /// Enqueues `c[M,N] = product`.

@@ -72,7 +72,6 @@ pub(super) struct Cpu {
 
 impl Cpu {
     pub(super) fn new(config: &EncoderConfig, seed: u64, on_layer: &mut dyn FnMut(usize)) -> Result<Self> {
-        config.layer.validate()?;
         let layers = random_layers(config, seed).enumerate().map(|(i, layer)| {
             on_layer(i + 1);
             layer

@@ -198,7 +198,6 @@ fn experiment(arguments: &Arguments, cpu: bool) -> Result<Experiment> {
         None => layer.design.parallel(),
     };
     let rotary_left_out = arguments.without_rotary && layer.rotary.take().is_some();
-    layer.validate()?;
     config.num_hidden_layers = match arguments.layers {
         Some(layers) => layers,
         None if cpu => CPU_LAYERS.min(config.num_hidden_layers),

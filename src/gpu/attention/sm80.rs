@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
 use crate::gpu::launch::{Function, Grid, Module};
 use crate::gpu::plan;
-use crate::gpu::tiles::ATTENTION_TILES;
+use crate::gpu::tiles::{ATTENTION_TILES, AttentionTile};
 
 /// The kernels of one element type.
 pub(in crate::gpu) struct Sm80Attention {
@@ -65,16 +65,19 @@ impl Sm80Attention {
     /// As [`super::launch`]; `attention` has been checked.
     pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
         let &Attention { qkv, out, log_sum_exp, sequences, heads, key_value_heads, head_dim, causal, .. } = attention;
-        let known: Vec<_> = tiles(head_dim).collect();
+        let known = || tiles(head_dim).map(AttentionTile::rows).collect::<Vec<_>>();
+        if tiles(head_dim).next().is_none() {
+            return Err(unsupported_head_dim(head_dim));
+        }
         let index = ATTENTION_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
-        let Some(index) = index else {
-            let expected = format!("one of {known:?} for head_dim {head_dim}");
-            return Err(Error::mismatch("attention", "query rows", rows, expected));
-        };
+        let index = index.ok_or_else(|| {
+            let expected = format!("one of {:?} for head_dim {head_dim}", known());
+            Error::mismatch("attention", "query rows", rows, expected)
+        })?;
         let tile = &ATTENTION_TILES[index];
         let function = self.functions[index].as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("attention with {rows} query rows a block ({} bytes of shared memory)", tile.shared_bytes()),
-            remedy: format!("choose fewer for this device, of {known:?}"),
+            remedy: format!("choose fewer for this device, of {:?}", known()),
         })?;
         let parameters = Params {
             qkv: qkv.pointer,
@@ -99,7 +102,7 @@ impl Sm80Attention {
     }
 }
 
-/// Query rows of the tiles for a head width, most first; none where there is no kernel for it.
-pub(in crate::gpu) fn tiles(head_dim: usize) -> impl Iterator<Item = usize> {
-    ATTENTION_TILES.iter().filter(move |tile| tile.head_dim == head_dim).map(|tile| tile.rows())
+/// The tiles for a head width, those with most query rows first; none where there is no kernel for it.
+pub(in crate::gpu) fn tiles(head_dim: usize) -> impl Iterator<Item = &'static AttentionTile> {
+    ATTENTION_TILES.iter().filter(move |tile| tile.head_dim == head_dim)
 }
