@@ -12,10 +12,11 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// What is compiled: source, PTX target, and whether it is compiled once for each element type.
-const SOURCES: [(&str, &str, bool); 5] = [
+const SOURCES: [(&str, &str, bool); 6] = [
     ("gemm_sm80", "compute_80", true),
     ("gemm_sm90", "compute_90a", true),
     ("attention_sm80", "compute_80", true),
+    ("attention_sm90", "compute_90a", true),
     ("norm_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
 ];
@@ -166,9 +167,12 @@ fn toolkit_version(nvcc: &Path) -> Result<(u32, u32)> {
 /// The `X(…)` rows of tiles.cuh as Rust tables, so that host and device read one list.
 fn tiles(header: &str) -> Result<String> {
     let mut tables = String::new();
-    for (table, row_type) in
-        [("GEMM_SM80_TILES", "Sm80GemmTile"), ("GEMM_SM90_TILES", "Sm90GemmTile"), ("ATTENTION_TILES", "AttentionTile")]
-    {
+    for (table, row_type) in [
+        ("GEMM_SM80_TILES", "Sm80GemmTile"),
+        ("GEMM_SM90_TILES", "Sm90GemmTile"),
+        ("ATTENTION_TILES", "AttentionTile"),
+        ("ATTENTION_SM90_TILES", "Sm90AttentionTile"),
+    ] {
         let body = header
             .split(&format!("#define {table}(X)"))
             .nth(1)
@@ -198,6 +202,11 @@ fn tiles(header: &str) -> Result<String> {
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,
                     "    AttentionTile {{ head_dim: {head_dim}, warps: {warps}, warp_rows: {warp_rows}, keys: {keys} }},"
+                )?,
+                ("Sm90AttentionTile", [name, head_dim, warpgroups, keys, stages, blocks]) => writeln!(
+                    rows,
+                    "    Sm90AttentionTile {{ name: {name:?}, head_dim: {head_dim}, warpgroups: {warpgroups}, keys: {keys}, \
+                     stages: {stages}, blocks: {blocks} }},"
                 )?,
                 _ => bail!("tiles.cuh: {table} has a row with other fields: {line}"),
             }

@@ -4,7 +4,7 @@
 //! operands belong to the call until the stream has run it.
 
 pub use super::attention::AttentionVariant;
-use super::attention::{self, sm80};
+use super::attention::{self, sm80, sm90};
 use super::batch::Batch;
 use super::device::{Device, Stream};
 use super::gemm::{self, Gemm, Then};
@@ -120,8 +120,10 @@ impl<'a> Attention<'a> {
 
 /// The ways in which `device` could compute attention with heads of that width; empty where there is no kernel for it. A
 /// variant may still need more shared memory than the device has.
-pub fn attention_variants(_device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
-    sm80::tiles(head_dim).map(|rows| AttentionVariant::Sm80 { rows }).collect()
+pub fn attention_variants(device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
+    let portable = sm80::tiles(head_dim).map(|rows| AttentionVariant::Sm80 { rows });
+    let hopper = sm90::tiles(head_dim).map(|rows| AttentionVariant::Sm90 { rows });
+    portable.chain(hopper.filter(|_| device.uses_hopper_kernels())).collect()
 }
 
 /// Enqueues `c[M,N] = product`.
