@@ -44,7 +44,9 @@ constexpr int GEMM_MAX_STAGES = 16;
 //
 // Every warp reads the whole K and V tile, so 32 rows a warp halve the shared-memory traffic of 16 (at 16 it takes twice
 // the products' time). 16-row variants are for few queries, where 128-row tiles leave multiprocessors idle. At head_dim 128 the
-// 128-row tile takes 104 KB: cards with 99 KB a block take the 64-row one.
+// 128-row tile takes 104 KB: cards with 99 KB a block take the 64-row one. At head_dim 256 the output alone takes 128 registers a
+// thread with 16 rows a warp, so that is all a warp gets; 32 keys a step make 64 rows fit 99 KB, to the byte, and 128 rows
+// (132 KB) an A100, where they are the way to eight warps a multiprocessor.
 #define ATTENTION_TILES(X)                                                                                              \
     X(32, 4, 32, 64)                                                                                                    \
     X(32, 4, 16, 64)                                                                                                    \
@@ -60,7 +62,10 @@ constexpr int GEMM_MAX_STAGES = 16;
     X(96, 2, 16, 64)                                                                                                    \
     X(128, 4, 32, 64)                                                                                                   \
     X(128, 4, 16, 64)                                                                                                   \
-    X(128, 2, 16, 64)
+    X(128, 2, 16, 64)                                                                                                   \
+    X(256, 8, 16, 32)                                                                                                   \
+    X(256, 4, 16, 32)                                                                                                   \
+    X(256, 2, 16, 32)
 
 // ---- Attention on Hopper (attention_sm90.cu): name (head_dim, query rows × keys a step), head_dim, consumer warpgroups of 64
 // query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold --------------------------------------

@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn the_promised_head_dims_are_there() {
-        assert_eq!(head_dims(), [32, 64, 80, 96, 128]);
+        assert_eq!(head_dims(), [32, 64, 80, 96, 128, 256]);
     }
 
     #[test]

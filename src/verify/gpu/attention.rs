@@ -9,7 +9,7 @@ use crate::gpu::kernel::{self, Attention, AttentionVariant};
 use crate::gpu::{Batch, Device, Floats, Stream, Tensor};
 use crate::verify::{Case, Comparison, Layout, compare, poison_padding, widen};
 
-const HEAD_DIMS: [usize; 5] = [32, 64, 80, 96, 128];
+const HEAD_DIMS: [usize; 6] = [32, 64, 80, 96, 128, 256];
 
 /// Query heads, and key and value heads: as many, half, a third and an eighth of them; one for all; one alone.
 const HEADS: [(usize, usize); 6] = [(3, 3), (4, 2), (6, 2), (8, 1), (5, 1), (1, 1)];
