@@ -1,6 +1,7 @@
 //! Finds nvcc, compiles `kernels/*.cu` to PTX and embeds it; turns `kernels/tiles.cuh` into Rust tables. No network.
 //!
-//! Files in OUT_DIR: `<module>.ptx`, `ptx_modules.rs` (included by src/gpu/ptx.rs), `tiles.rs` (by src/gpu/tiles.rs).
+//! Files in OUT_DIR: `<module>.ptx`, compressed as `<module>.ptx.z`, `ptx_modules.rs` (included by src/gpu/ptx.rs), `tiles.rs`
+//! (by src/gpu/tiles.rs).
 
 use std::env;
 use std::fmt::Write as _;
@@ -97,7 +98,12 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, module: &Module) -> Result<(
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(())
+    let text = fs::read(out.join(&module.name).with_extension("ptx"))?;
+    Ok(fs::write(compressed(out, &module.name), miniz_oxide::deflate::compress_to_vec_zlib(&text, 9))?)
+}
+
+fn compressed(out: &Path, name: &str) -> PathBuf {
+    out.join(name).with_extension("ptx.z")
 }
 
 fn write_index(out: &Path, modules: &[Module], nvcc: &Path, (major, minor): (u32, u32)) -> Result<()> {
@@ -106,11 +112,10 @@ fn write_index(out: &Path, modules: &[Module], nvcc: &Path, (major, minor): (u32
     writeln!(index, "pub const NVCC: &str = {:?};", nvcc.display().to_string())?;
     writeln!(index, "pub static MODULES: &[PtxModule] = &[")?;
     for Module { name, target, .. } in modules {
-        let path = out.join(name).with_extension("ptx");
         writeln!(
             index,
-            "    PtxModule {{ name: {name:?}, target: {target:?}, source: include_str!({:?}) }},",
-            path.display().to_string()
+            "    PtxModule {{ name: {name:?}, target: {target:?}, compressed: include_bytes!({:?}) }},",
+            compressed(out, name).display().to_string()
         )?;
     }
     writeln!(index, "];")?;

@@ -24,7 +24,7 @@ fn architectures(module: &PtxModule) -> &'static [&'static str] {
 /// What the assembler says of one module on one architecture.
 fn assemble(module: &PtxModule, architecture: &str, folder: &Path) -> String {
     let input = folder.join(format!("{}.ptx", module.name));
-    std::fs::write(&input, module.source).unwrap();
+    std::fs::write(&input, module.source()).unwrap();
     let output = Command::new(ptxas())
         .arg(format!("-arch={architecture}"))
         .arg("-v")
@@ -56,7 +56,7 @@ fn modules_assemble_without_spills_or_warnings() {
     let folder = tempfile::tempdir().unwrap();
     // A thread a module: the assembler takes seconds for each.
     let check = |module: &PtxModule| -> usize {
-        assert!(module.source.contains(&format!(".target sm_{}", &module.target["compute_".len()..])));
+        assert!(module.source().contains(&format!(".target sm_{}", &module.target["compute_".len()..])));
         let reports = architectures(module).iter().map(|architecture| {
             let report = assemble(module, architecture, folder.path());
             let complaints = complaints(&report);

@@ -307,7 +307,7 @@ impl Module {
             what: format!("kernel module {name}"),
             remedy: "this build embeds no kernels (it was made for documentation only); rebuild with nvcc".into(),
         })?;
-        let image = CString::new(embedded.source).expect("PTX is text");
+        let image = CString::new(embedded.source()).expect("PTX is text");
         let mut log = vec![0u8; 8192];
         let mut options = [JitOption::CU_JIT_ERROR_LOG_BUFFER, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];
