@@ -178,6 +178,7 @@ struct Attention {
     static __device__ __forceinline__ void consume(const AttentionParams& p, const Place& at, int warp) {
         const Consumer me = {warp / 4, static_cast<int>(threadIdx.x % 32), threadIdx.x % 128 == 0};
         const int warp_row = me.group * 64 + warp % 4 * 16;
+        ptx::dependency_wait();  // before the first store: a tile without keys waits for no operand
         Ring ring;
         uint32_t q_parity = 0;
         if (WARPGROUPS > 1 && me.group == WARPGROUPS - 1) ptx::named_barrier_arrive(TURN, 256);  // the first one's turn
