@@ -1,6 +1,7 @@
 //! Finds nvcc, compiles `kernels/*.cu` to PTX and embeds it; turns `kernels/tiles.cuh` into Rust tables. No network.
 //!
-//! Files in OUT_DIR: `<module>.ptx`, `ptx_modules.rs` (included by src/gpu/ptx.rs), `tiles.rs` (by src/gpu/tiles.rs).
+//! Files in OUT_DIR: `<module>.ptx`, compressed as `<module>.ptx.z`, `ptx_modules.rs` (included by src/gpu/ptx.rs), `tiles.rs`
+//! (by src/gpu/tiles.rs).
 
 use std::env;
 use std::fmt::Write as _;
@@ -12,10 +13,11 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// What is compiled: source, PTX target, and whether it is compiled once for each element type.
-const SOURCES: [(&str, &str, bool); 6] = [
+const SOURCES: [(&str, &str, bool); 7] = [
     ("gemm_sm80", "compute_80", true),
     ("gemm_sm90", "compute_90a", true),
     ("attention_sm80", "compute_80", true),
+    ("attention_sm90", "compute_90a", true),
     ("norm_sm80", "compute_80", true),
     ("rotary_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
@@ -97,7 +99,12 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, module: &Module) -> Result<(
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    Ok(())
+    let text = fs::read(out.join(&module.name).with_extension("ptx"))?;
+    Ok(fs::write(compressed(out, &module.name), miniz_oxide::deflate::compress_to_vec_zlib(&text, 9))?)
+}
+
+fn compressed(out: &Path, name: &str) -> PathBuf {
+    out.join(name).with_extension("ptx.z")
 }
 
 fn write_index(out: &Path, modules: &[Module], nvcc: &Path, (major, minor): (u32, u32)) -> Result<()> {
@@ -106,11 +113,10 @@ fn write_index(out: &Path, modules: &[Module], nvcc: &Path, (major, minor): (u32
     writeln!(index, "pub const NVCC: &str = {:?};", nvcc.display().to_string())?;
     writeln!(index, "pub static MODULES: &[PtxModule] = &[")?;
     for Module { name, target, .. } in modules {
-        let path = out.join(name).with_extension("ptx");
         writeln!(
             index,
-            "    PtxModule {{ name: {name:?}, target: {target:?}, source: include_str!({:?}) }},",
-            path.display().to_string()
+            "    PtxModule {{ name: {name:?}, target: {target:?}, compressed: include_bytes!({:?}) }},",
+            compressed(out, name).display().to_string()
         )?;
     }
     writeln!(index, "];")?;
@@ -167,9 +173,12 @@ fn toolkit_version(nvcc: &Path) -> Result<(u32, u32)> {
 /// The `X(…)` rows of tiles.cuh as Rust tables, so that host and device read one list.
 fn tiles(header: &str) -> Result<String> {
     let mut tables = String::new();
-    for (table, row_type) in
-        [("GEMM_SM80_TILES", "Sm80GemmTile"), ("GEMM_SM90_TILES", "Sm90GemmTile"), ("ATTENTION_TILES", "AttentionTile")]
-    {
+    for (table, row_type) in [
+        ("GEMM_SM80_TILES", "Sm80GemmTile"),
+        ("GEMM_SM90_TILES", "Sm90GemmTile"),
+        ("ATTENTION_TILES", "AttentionTile"),
+        ("ATTENTION_SM90_TILES", "Sm90AttentionTile"),
+    ] {
         let body = header
             .split(&format!("#define {table}(X)"))
             .nth(1)
@@ -199,6 +208,11 @@ fn tiles(header: &str) -> Result<String> {
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,
                     "    AttentionTile {{ head_dim: {head_dim}, warps: {warps}, warp_rows: {warp_rows}, keys: {keys} }},"
+                )?,
+                ("Sm90AttentionTile", [name, head_dim, warpgroups, keys, stages, blocks]) => writeln!(
+                    rows,
+                    "    Sm90AttentionTile {{ name: {name:?}, head_dim: {head_dim}, warpgroups: {warpgroups}, keys: {keys}, \
+                     stages: {stages}, blocks: {blocks} }},"
                 )?,
                 _ => bail!("tiles.cuh: {table} has a row with other fields: {line}"),
             }

@@ -21,6 +21,10 @@ struct Bf16 {
     static __device__ __forceinline__ void warpgroup_product(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
         ptx::WarpgroupProduct<N>::bf16(d, a, b, accumulate);
     }
+    template <int N>
+    static __device__ __forceinline__ void warpgroup_product_rows(float (&d)[N / 2], const uint32_t* a, uint64_t b) {
+        ptx::WarpgroupProductOfRows<N>::bf16(d, a, b);
+    }
 };
 
 struct F16 {
@@ -38,6 +42,10 @@ struct F16 {
     template <int N>
     static __device__ __forceinline__ void warpgroup_product(float (&d)[N / 2], uint64_t a, uint64_t b, int accumulate) {
         ptx::WarpgroupProduct<N>::f16(d, a, b, accumulate);
+    }
+    template <int N>
+    static __device__ __forceinline__ void warpgroup_product_rows(float (&d)[N / 2], const uint32_t* a, uint64_t b) {
+        ptx::WarpgroupProductOfRows<N>::f16(d, a, b);
     }
 };
 

@@ -101,6 +101,11 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
+// Arrives at a barrier of this block.
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
 // Arrives at a barrier anywhere in the cluster (an address from `cluster_address`). Releases at block scope: what it tells
 // is that finished products have read a stage. An explicit cluster scope would cost a fence of the whole device each time.
 __device__ __forceinline__ void barrier_arrive_cluster(uint32_t barrier) {
@@ -186,6 +191,18 @@ __device__ __forceinline__ float4 shared_load(uint32_t address) {
     return v;
 }
 
+__device__ __forceinline__ float shared_load_1(uint32_t address) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(x) : "r"(address) : "memory");
+    return x;
+}
+__device__ __forceinline__ void shared_store(uint32_t address, float x) {
+    asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(address), "f"(x) : "memory");
+}
+__device__ __forceinline__ void shared_clear_16(uint32_t address) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};\n" ::"r"(address), "r"(0) : "memory");
+}
+
 // A box at (column, row) of a matrix into shared memory; what lies outside the matrix becomes zero, and counts.
 __device__ __forceinline__ void tensor_load(uint32_t shared, const TensorMap* map, int column, int row, uint32_t barrier) {
     asm volatile(
@@ -222,6 +239,16 @@ __device__ __forceinline__ void bulk_wait_read() {
 
 // Orders ordinary accesses to shared memory before later bulk copies' and products'.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+
+// A warpgroup's registers a thread from here on: fewer, so that others can have more. Together they must be what the block has.
+template <int REGISTERS>
+__device__ __forceinline__ void registers_decrease() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(REGISTERS));
+}
+template <int REGISTERS>
+__device__ __forceinline__ void registers_increase() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(REGISTERS));
+}
 
 // Programmatic dependent launch. `dependency_wait` returns when the kernels before have finished and their writes are
 // visible; `dependents_launch` lets the next kernel's blocks begin where there is room. Nothing without the attribute.
@@ -275,10 +302,15 @@ struct WarpgroupProduct;
 #define PAF_REGISTERS_16 PAF_REGISTERS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define PAF_REGISTERS_32 PAF_REGISTERS_16 \
     ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define PAF_REGISTERS_40 PAF_REGISTERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
 #define PAF_REGISTERS_48 PAF_REGISTERS_32 \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define PAF_REGISTERS_56 PAF_REGISTERS_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define PAF_REGISTERS_64 PAF_REGISTERS_48 \
     ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define PAF_REGISTERS_80 PAF_REGISTERS_64 \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+#define PAF_REGISTERS_88 PAF_REGISTERS_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
 #define PAF_REGISTERS_96 PAF_REGISTERS_64 \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
     ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -314,10 +346,43 @@ struct WarpgroupProduct;
 PAF_WARPGROUP_PRODUCT(16, PAF_REGISTERS_8, 8, 9, 10, PAF_OUT_8(0))
 PAF_WARPGROUP_PRODUCT(32, PAF_REGISTERS_16, 16, 17, 18, PAF_OUT_16(0))
 PAF_WARPGROUP_PRODUCT(64, PAF_REGISTERS_32, 32, 33, 34, PAF_OUT_32(0))
+PAF_WARPGROUP_PRODUCT(80, PAF_REGISTERS_40, 40, 41, 42, PAF_OUT_32(0), PAF_OUT_8(32))
 PAF_WARPGROUP_PRODUCT(96, PAF_REGISTERS_48, 48, 49, 50, PAF_OUT_32(0), PAF_OUT_16(32))
+PAF_WARPGROUP_PRODUCT(112, PAF_REGISTERS_56, 56, 57, 58, PAF_OUT_32(0), PAF_OUT_16(32), PAF_OUT_8(48))
 PAF_WARPGROUP_PRODUCT(128, PAF_REGISTERS_64, 64, 65, 66, PAF_OUT_64(0))
+PAF_WARPGROUP_PRODUCT(160, PAF_REGISTERS_80, 80, 81, 82, PAF_OUT_64(0), PAF_OUT_16(64))
+PAF_WARPGROUP_PRODUCT(176, PAF_REGISTERS_88, 88, 89, 90, PAF_OUT_64(0), PAF_OUT_16(64), PAF_OUT_8(80))
 PAF_WARPGROUP_PRODUCT(192, PAF_REGISTERS_96, 96, 97, 98, PAF_OUT_64(0), PAF_OUT_32(64))
 PAF_WARPGROUP_PRODUCT(224, PAF_REGISTERS_112, 112, 113, 114, PAF_OUT_64(0), PAF_OUT_32(64), PAF_OUT_16(96))
 PAF_WARPGROUP_PRODUCT(256, PAF_REGISTERS_128, 128, 129, 130, PAF_OUT_64(0), PAF_OUT_64(64))
+
+// The same with a (64×16) in registers, its rows as d's, columns t%4·2 and the next (a[0], a[1] for the second rows), then those
+// 8 on; and b (16×N) with N along rows of shared memory. Accumulates always.
+template <int N>
+struct WarpgroupProductOfRows;
+
+#define PAF_WGMMA_ROWS(N, TYPE, REGISTERS, A0, A1, A2, A3, B, ...)                                                        \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." TYPE "." TYPE " {" REGISTERS "}, {%" #A0 ", %" #A1      \
+                 ", %" #A2 ", %" #A3 "}, %" #B ", 1, 1, 1, 1;\n"                                                           \
+                 : __VA_ARGS__                                                                                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
+
+#define PAF_WARPGROUP_PRODUCT_OF_ROWS(N, REGISTERS, A0, A1, A2, A3, B, ...)                                               \
+    template <>                                                                                                          \
+    struct WarpgroupProductOfRows<N> {                                                                                   \
+        static __device__ __forceinline__ void bf16(float (&d)[N / 2], const uint32_t* a, uint64_t b) {                   \
+            PAF_WGMMA_ROWS(N, "bf16", REGISTERS, A0, A1, A2, A3, B, __VA_ARGS__);                                         \
+        }                                                                                                                \
+        static __device__ __forceinline__ void f16(float (&d)[N / 2], const uint32_t* a, uint64_t b) {                    \
+            PAF_WGMMA_ROWS(N, "f16", REGISTERS, A0, A1, A2, A3, B, __VA_ARGS__);                                          \
+        }                                                                                                                \
+    };
+
+PAF_WARPGROUP_PRODUCT_OF_ROWS(32, PAF_REGISTERS_16, 16, 17, 18, 19, 20, PAF_OUT_16(0))
+PAF_WARPGROUP_PRODUCT_OF_ROWS(64, PAF_REGISTERS_32, 32, 33, 34, 35, 36, PAF_OUT_32(0))
+PAF_WARPGROUP_PRODUCT_OF_ROWS(80, PAF_REGISTERS_40, 40, 41, 42, 43, 44, PAF_OUT_32(0), PAF_OUT_8(32))
+PAF_WARPGROUP_PRODUCT_OF_ROWS(96, PAF_REGISTERS_48, 48, 49, 50, 51, 52, PAF_OUT_32(0), PAF_OUT_16(32))
+PAF_WARPGROUP_PRODUCT_OF_ROWS(128, PAF_REGISTERS_64, 64, 65, 66, 67, 68, PAF_OUT_64(0))
+PAF_WARPGROUP_PRODUCT_OF_ROWS(256, PAF_REGISTERS_128, 128, 129, 130, 131, 132, PAF_OUT_64(0), PAF_OUT_64(64))
 
 }  // namespace ptx

@@ -66,3 +66,23 @@ constexpr int GEMM_MAX_STAGES = 16;
     X(256, 8, 16, 32)                                                                                                   \
     X(256, 4, 16, 32)                                                                                                   \
     X(256, 2, 16, 32)
+
+// ---- Attention on Hopper (attention_sm90.cu): name (head_dim, query rows × keys a step), head_dim, consumer warpgroups of 64
+// query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold --------------------------------------
+//
+// At head_dim 64 three warpgroups, of which one always has products for the tensor cores: 480 TFLOP/s at seq 8192, two 460. Wider
+// heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors.
+#define ATTENTION_SM90_TILES(X)                                                                                         \
+    X(d32_192x128, 32, 3, 128, 8, 1)                                                                                    \
+    X(d32_64x128, 32, 1, 128, 4, 2)                                                                                     \
+    X(d64_192x128, 64, 3, 128, 8, 1)                                                                                    \
+    X(d64_128x128, 64, 2, 128, 8, 1)                                                                                    \
+    X(d64_64x128, 64, 1, 128, 4, 2)                                                                                     \
+    X(d80_128x128, 80, 2, 128, 6, 1)                                                                                    \
+    X(d80_64x128, 80, 1, 128, 4, 2)                                                                                     \
+    X(d96_128x128, 96, 2, 128, 6, 1)                                                                                    \
+    X(d96_64x128, 96, 1, 128, 6, 1)                                                                                     \
+    X(d128_128x128, 128, 2, 128, 6, 1)                                                                                  \
+    X(d128_64x128, 128, 1, 128, 6, 1)                                                                                   \
+    X(d256_128x80, 256, 2, 80, 4, 1)                                                                                    \
+    X(d256_64x80, 256, 1, 80, 4, 1)

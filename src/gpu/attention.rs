@@ -2,6 +2,7 @@
 //! What it is, what it checks, and which kernel runs it.
 
 pub(super) mod sm80;
+pub(super) mod sm90;
 mod variant;
 
 use super::batch::Sequences;
@@ -30,13 +31,16 @@ pub(super) struct Attention {
     /// Instead of the planned one.
     pub(super) variant: Option<AttentionVariant>,
     /// Programmatic dependent launch; the portable kernel ignores it.
-    #[expect(dead_code, reason = "only kernels for newer cards can begin early")]
     pub(super) overlap: bool,
 }
 
 /// The planner's choice for this device.
 pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<AttentionVariant> {
-    Ok(AttentionVariant::Sm80 { rows: kernels.attention_sm80.planned(device, attention)? })
+    let on_hopper = kernels.attention_sm90.as_ref().and_then(|sm90| sm90.planned(device, attention));
+    Ok(match on_hopper {
+        Some(rows) => AttentionVariant::Sm90 { rows },
+        None => AttentionVariant::Sm80 { rows: kernels.attention_sm80(device)?.planned(device, attention)? },
+    })
 }
 
 /// Launches the attention on `stream`.
@@ -50,8 +54,19 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, attention: &Atte
         None => planned(kernels, stream.device(), attention)?,
     };
     match variant {
-        // SAFETY: shapes were checked; liveness is the caller's promise.
-        AttentionVariant::Sm80 { rows } => unsafe { kernels.attention_sm80.launch(stream, attention, rows) },
+        AttentionVariant::Sm80 { rows } => {
+            let sm80 = kernels.attention_sm80(stream.device())?;
+            // SAFETY: shapes were checked; liveness is the caller's promise.
+            unsafe { sm80.launch(stream, attention, rows) }
+        }
+        AttentionVariant::Sm90 { rows } => {
+            let sm90 = kernels.attention_sm90.as_ref().ok_or_else(|| Error::Unsupported {
+                what: format!("attention variant {variant}"),
+                remedy: "it runs on compute capability 9.0 only; choose an sm80 variant".into(),
+            })?;
+            // SAFETY: as above.
+            unsafe { sm90.launch(stream, attention, rows) }
+        }
     }
 }
 

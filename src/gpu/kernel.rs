@@ -4,7 +4,7 @@
 //! operands belong to the call until the stream has run it.
 
 pub use super::attention::AttentionVariant;
-use super::attention::{self, sm80};
+use super::attention::{self, sm80, sm90};
 use super::batch::Batch;
 use super::device::{Device, Stream};
 use super::gemm::{self, Gemm, Then};
@@ -16,7 +16,7 @@ use super::norm::{self, Join, NormOutput};
 use super::plan;
 pub use super::rotary::RotaryTable;
 use super::rotary::{self, Rotate};
-use super::tiles::GEMM_SM80_TILES;
+use super::tiles::{AttentionTile, GEMM_SM80_TILES};
 use crate::config::HiddenAct;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -122,8 +122,10 @@ impl<'a> Attention<'a> {
 
 /// The ways in which `device` could compute attention with heads of that width; empty where there is no kernel for it.
 pub fn attention_variants(device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
-    let tiles = sm80::tiles(head_dim).filter(|tile| tile.shared_bytes() <= device.info().shared_bytes_per_block);
-    tiles.map(|tile| AttentionVariant::Sm80 { rows: tile.rows() }).collect()
+    let fits = |tile: &&AttentionTile| tile.shared_bytes() <= device.info().shared_bytes_per_block;
+    let portable = sm80::tiles(head_dim).filter(fits).map(|tile| AttentionVariant::Sm80 { rows: tile.rows() });
+    let hopper = sm90::tiles(head_dim).map(|rows| AttentionVariant::Sm90 { rows });
+    portable.chain(hopper.filter(|_| device.uses_hopper_kernels())).collect()
 }
 
 /// Enqueues `c[M,N] = product`.

@@ -12,6 +12,7 @@ use cudarc::driver::sys::{
 use cudarc::driver::{CudaContext, result};
 
 use super::attention::sm80::Sm80Attention;
+use super::attention::sm90::Sm90Attention;
 use super::device::{Device, Stream};
 use super::gemm::sm80::Sm80Gemm;
 use super::gemm::sm90::Sm90Gemm;
@@ -213,11 +214,12 @@ fn cluster_attribute(blocks: usize) -> sys::CUlaunchAttribute {
 /// Every kernel for one element type.
 pub(super) struct Kernels {
     dtype: Dtype,
-    /// Loaded at once where it is the path, else when it is first asked for.
+    // The portable ones are loaded at once where they are the path, else when they are first asked for; Hopper's are `None`
+    // where the device is no Hopper, or is to use the portable kernels only.
     gemm_sm80: OnceLock<Result<Sm80Gemm>>,
-    /// `None` where the device is no Hopper, or is to use the portable kernels only.
     pub(super) gemm_sm90: Option<Sm90Gemm>,
-    pub(super) attention_sm80: Sm80Attention,
+    attention_sm80: OnceLock<Result<Sm80Attention>>,
+    pub(super) attention_sm90: Option<Sm90Attention>,
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
     /// In the order of [`RotaryKernel::ALL`].
@@ -243,19 +245,21 @@ impl Kernels {
             .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
             .collect::<Result<_>>()?;
         let delay = probe_module.function(device, "delay", 1, 0)?;
-        let gemm_sm90 = device.uses_hopper_kernels().then(|| Sm90Gemm::load(device, dtype)).transpose()?;
+        let hopper = device.uses_hopper_kernels();
         let kernels = Self {
             dtype,
             gemm_sm80: OnceLock::new(),
-            gemm_sm90,
-            attention_sm80: Sm80Attention::load(device, dtype)?,
+            gemm_sm90: hopper.then(|| Sm90Gemm::load(device, dtype)).transpose()?,
+            attention_sm80: OnceLock::new(),
+            attention_sm90: hopper.then(|| Sm90Attention::load(device, dtype)).transpose()?,
             norm,
             rotary,
             delay,
             _modules: vec![norm_module, rotary_module, probe_module],
         };
-        if kernels.gemm_sm90.is_none() {
+        if !hopper {
             kernels.gemm_sm80(device)?;
+            kernels.attention_sm80(device)?;
         }
         Ok(kernels)
     }
@@ -265,15 +269,22 @@ impl Kernels {
         self.gemm_sm80.get_or_init(|| Sm80Gemm::load(device, self.dtype)).as_ref().map_err(Clone::clone)
     }
 
+    /// The portable attention.
+    pub(super) fn attention_sm80(&self, device: &Device) -> Result<&Sm80Attention> {
+        self.attention_sm80.get_or_init(|| Sm80Attention::load(device, self.dtype)).as_ref().map_err(Clone::clone)
+    }
+
     pub(super) fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Of every kernel that is loaded, and of the portable GEMM.
+    /// Of every kernel that runs here.
     pub(super) fn resources(&self, device: &Device) -> Result<Vec<KernelResources>> {
-        let hopper = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
-        let others = self.attention_sm80.functions().chain(&self.norm).chain(&self.rotary).chain([&self.delay]);
-        let functions = self.gemm_sm80(device)?.functions().chain(hopper).chain(others);
+        let portable = self.gemm_sm80(device)?.functions().chain(self.attention_sm80(device)?.functions());
+        let gemm_sm90 = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
+        let attention_sm90 = self.attention_sm90.iter().flat_map(Sm90Attention::functions);
+        let others = self.norm.iter().chain(&self.rotary).chain([&self.delay]);
+        let functions = portable.chain(gemm_sm90).chain(attention_sm90).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }
 }
@@ -306,7 +317,7 @@ impl Module {
             what: format!("kernel module {name}"),
             remedy: "this build embeds no kernels (it was made for documentation only); rebuild with nvcc".into(),
         })?;
-        let image = CString::new(embedded.source).expect("PTX is text");
+        let image = CString::new(embedded.source()).expect("PTX is text");
         let mut log = vec![0u8; 8192];
         let mut options = [JitOption::CU_JIT_ERROR_LOG_BUFFER, JitOption::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), log.len() as *mut c_void];

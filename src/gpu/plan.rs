@@ -3,7 +3,9 @@
 use super::gemm::sm90::Room;
 use super::gemm::{Cluster, GemmVariant};
 use super::norm::NormKernel;
-use super::tiles::{ATTENTION_TILES, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile};
+use super::tiles::{
+    ATTENTION_SM90_TILES, ATTENTION_TILES, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile,
+};
 
 /// Tile rows that walk over N together, so that they share their W tiles in L2.
 pub(super) const GROUP_M: usize = 8;
@@ -184,6 +186,39 @@ pub(super) fn attention_tile(
         .or_else(|| candidates().min_by_key(|&index| rows(index)))
 }
 
+/// Of one block of Hopper's attention with so many consumer warpgroups, at head_dim 64: ns for one step along the keys, and for
+/// a tile beside its steps. Measured on an H200; wider heads take longer in proportion.
+const SM90_ATTENTION_NS: [(f64, f64); 3] = [(1000.0, 1500.0), (1170.0, 1500.0), (1500.0, 1500.0)];
+/// What two blocks of one warpgroup on one multiprocessor take for a step each.
+const SM90_ATTENTION_PAIR_NS: f64 = 1180.0;
+
+/// The row of [`ATTENTION_SM90_TILES`] that is the fastest by estimate; `None` if there is none for this head width. `tiles` tells
+/// how many there are of so many query rows.
+pub(super) fn attention_sm90(
+    head_dim: usize,
+    tiles: impl Fn(usize) -> usize,
+    seq_len: usize,
+    causal: bool,
+    multiprocessors: usize,
+) -> Option<usize> {
+    let cost_ns = |index: usize| {
+        let tile = &ATTENTION_SM90_TILES[index];
+        let (alone_ns, tile_ns) = SM90_ATTENTION_NS[tile.warpgroups - 1];
+        let count = tiles(tile.rows());
+        let paired = tile.blocks > 1 && count > multiprocessors;
+        let (step_ns, places) = match paired {
+            true => (SM90_ATTENTION_PAIR_NS, multiprocessors * tile.blocks),
+            false => (alone_ns, multiprocessors),
+        };
+        let steps = seq_len.div_ceil(tile.keys) as f64;
+        let steps = if causal { (steps + 1.0) / 2.0 } else { steps };
+        count.div_ceil(places) as f64 * (steps * step_ns + tile_ns)
+    };
+    (0..ATTENTION_SM90_TILES.len())
+        .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim)
+        .min_by(|&a, &b| cost_ns(a).total_cmp(&cost_ns(b)))
+}
+
 /// The row of [`NormKernel::ALL`] for rows of this width, which is at most `norm::MAX_HIDDEN`.
 pub(super) fn norm_kernel(rows: usize, hidden: usize, multiprocessors: usize) -> usize {
     // Few rows: more threads a row, so that the one load each thread does is all the latency there is.
@@ -253,6 +288,19 @@ mod tests {
         assert_eq!(rows(512, 16), 64);
         assert_eq!(rows(512, 128), 128);
         assert!(attention_tile(72, |_| 16, 132, |_| true).is_none());
+    }
+
+    #[test]
+    fn hopper_attention_takes_large_tiles_once_they_fill_the_device() {
+        let rows = |batch: usize, seq_len: usize| {
+            let tiles = |rows| 16 * batch * seq_len.div_ceil(rows);
+            ATTENTION_SM90_TILES[attention_sm90(64, tiles, seq_len, false, 132).unwrap()].rows()
+        };
+        assert_eq!(
+            [(1, 128), (1, 512), (8, 512), (32, 512), (1, 8192)].map(|(batch, len)| rows(batch, len)),
+            [64, 64, 192, 192, 192]
+        );
+        assert!(attention_sm90(72, |_| 16, 128, false, 132).is_none());
     }
 
     #[test]

@@ -7,8 +7,8 @@ pub struct PtxModule {
     pub name: &'static str,
     /// Virtual architecture that it was compiled for, e.g. `compute_80`.
     pub target: &'static str,
-    /// The PTX text.
-    pub source: &'static str,
+    /// The PTX text, zlib-compressed: it is twenty times as long.
+    compressed: &'static [u8],
 }
 
 impl PtxModule {
@@ -17,9 +17,16 @@ impl PtxModule {
         MODULES.iter().find(|module| module.name == name)
     }
 
+    /// The PTX text.
+    pub fn source(&self) -> String {
+        let text = miniz_oxide::inflate::decompress_to_vec_zlib(self.compressed).expect("build.rs compressed it");
+        String::from_utf8(text).expect("PTX is text")
+    }
+
     /// PTX ISA version of the text, e.g. `9.0`.
-    pub fn isa_version(&self) -> &'static str {
-        self.source.lines().find_map(|line| line.strip_prefix(".version ")).map_or("unknown", str::trim)
+    pub fn isa_version(&self) -> String {
+        let source = self.source();
+        source.lines().find_map(|line| line.strip_prefix(".version ")).map_or("unknown", str::trim).to_owned()
     }
 }
 

@@ -143,4 +143,43 @@ impl AttentionTile {
     }
 }
 
+/// One row of `ATTENTION_SM90_TILES`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sm90AttentionTile {
+    pub(crate) name: &'static str,
+    pub(crate) head_dim: usize,
+    /// Of 64 query rows each.
+    pub(crate) warpgroups: usize,
+    /// Of one step.
+    pub(crate) keys: usize,
+    pub(crate) stages: usize,
+    /// That share a multiprocessor.
+    pub(crate) blocks: usize,
+}
+
+impl Sm90AttentionTile {
+    pub(crate) const fn rows(&self) -> usize {
+        self.warpgroups * 64
+    }
+
+    /// The consumers, and the producer's warpgroup.
+    pub(crate) const fn threads(&self) -> u32 {
+        (self.warpgroups * 128 + 128) as u32
+    }
+
+    /// Columns of the boxes that operands come in: `Attention::CHUNK` of kernels/attention_sm90.cu.
+    pub(crate) const fn chunk(&self) -> usize {
+        match self.head_dim {
+            d if d.is_multiple_of(64) => 64,
+            d if d.is_multiple_of(32) => 32,
+            _ => 16,
+        }
+    }
+
+    /// Q, the stages, two barriers each, and Q's two.
+    pub(crate) const fn shared_bytes(&self) -> u32 {
+        ((self.rows() + self.stages * self.keys) * self.head_dim * 2 + (2 * self.stages + 2) * 8) as u32
+    }
+}
+
 include!(concat!(env!("OUT_DIR"), "/tiles.rs"));

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// One way to compute attention. Written `sm80:rows128`.
+/// One way to compute attention. Written `sm80:rows128`, `sm90:rows192`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttentionVariant {
     /// The portable kernel.
@@ -14,12 +14,18 @@ pub enum AttentionVariant {
         /// [`attention_variants`](crate::gpu::kernel::attention_variants)).
         rows: usize,
     },
+    /// Hopper's own.
+    Sm90 {
+        /// Query rows of a block.
+        rows: usize,
+    },
 }
 
 impl fmt::Display for AttentionVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sm80 { rows } => write!(f, "sm80:rows{rows}"),
+            Self::Sm90 { rows } => write!(f, "sm90:rows{rows}"),
         }
     }
 }
@@ -31,14 +37,19 @@ impl FromStr for AttentionVariant {
         parse(text).ok_or_else(|| Error::InvalidConfig {
             field: "variant",
             got: text.to_owned(),
-            expected: "sm80:rowsN with N the query rows of a block, e.g. sm80:rows128".into(),
+            expected: "sm80:rowsN or sm90:rowsN with N the query rows of a block, e.g. sm80:rows128".into(),
         })
     }
 }
 
 fn parse(text: &str) -> Option<AttentionVariant> {
-    let rows = text.strip_prefix("sm80:rows")?;
-    Some(AttentionVariant::Sm80 { rows: rows.parse().ok()? })
+    let (kernel, rows) = text.split_once(":rows")?;
+    let rows = rows.parse().ok()?;
+    match kernel {
+        "sm80" => Some(AttentionVariant::Sm80 { rows }),
+        "sm90" => Some(AttentionVariant::Sm90 { rows }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -48,10 +59,11 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         for rows in [32, 64, 128] {
-            let variant = AttentionVariant::Sm80 { rows };
-            assert_eq!(variant.to_string().parse::<AttentionVariant>().unwrap(), variant);
+            for variant in [AttentionVariant::Sm80 { rows }, AttentionVariant::Sm90 { rows }] {
+                assert_eq!(variant.to_string().parse::<AttentionVariant>().unwrap(), variant);
+            }
         }
-        for bad in ["", "sm80", "sm80:rows", "sm80:128", "rows128", "sm80:rowsx"] {
+        for bad in ["", "sm80", "sm80:rows", "sm80:128", "rows128", "sm80:rowsx", "sm70:rows64"] {
             assert!(bad.parse::<AttentionVariant>().unwrap_err().to_string().contains("sm80:rows128"), "{bad}");
         }
     }
