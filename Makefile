@@ -22,6 +22,7 @@ check: toolkit
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
+	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
 	$(MAKE) docs
 
 docs: toolkit
