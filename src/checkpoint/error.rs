@@ -16,12 +16,12 @@ pub enum CheckpointError {
         /// What the system says, or what is wrong with the file.
         problem: String,
     },
-    /// A file is not what its name says: JSON, or safetensors.
+    /// A file is not what its name says: JSON, safetensors, a tokenizer.
     #[error("{file} is not valid {format}: {problem}")]
     Malformed {
         /// The file.
         file: PathBuf,
-        /// `JSON` or `safetensors`.
+        /// `JSON`, `safetensors` or `tokenizer`.
         format: &'static str,
         /// What the parser says.
         problem: String,

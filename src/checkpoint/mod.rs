@@ -24,7 +24,8 @@
 //! let encoder = cpu::Encoder::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect()))?;
 //! let model = cpu::Model::new(encoder, checkpoint.model_weights())?;
 //!
-//! let ids = [101, 7592, 2088, 102, 101, 7592, 102]; // from a tokenizer: two texts, four tokens and three
+//! // Two texts, of four tokens and three: from a tokenizer; with the feature `tokenizers`, from `checkpoint::Tokenizer`.
+//! let ids = [101, 7592, 2088, 102, 101, 7592, 102];
 //! let shape = BatchShape::packed(vec![4, 3])?;
 //! let hidden = model.forward(Schedule::Serial, &shape, &ids, None)?;
 //! let vectors = model.pool(cpu::Pooling::Mean, &shape, &hidden)?; // [2, hidden_size]
@@ -40,6 +41,8 @@ mod gpt_neox;
 mod gptj;
 mod phi;
 mod sources;
+#[cfg(feature = "tokenizers")]
+mod tokenizer;
 
 use std::path::Path;
 
@@ -48,6 +51,8 @@ use error::shown;
 use fields::Fields;
 use files::Files;
 use sources::{HeadSources, LayerSources, ModelSources, NormSource, Source, Tensors, TransformSources};
+#[cfg(feature = "tokenizers")]
+pub use tokenizer::{Tokenizer, Tokens};
 
 use crate::config::{Design, EncoderConfig};
 use crate::error::{Error, Result};
@@ -98,6 +103,11 @@ impl Checkpoint {
         let folder = folder.as_ref();
         let fields = Fields::read(folder.join("config.json"))?;
         let got = fields.get("model_type").and_then(|value| value.as_str());
+        if got == Some("cohere") {
+            return Err(
+                fields.error("model_type", "another: Command-R's gated FFN and norms without β are not implemented")
+            );
+        }
         let Some(Family { model_type, map, ignored }) =
             FAMILIES.into_iter().find(|family| got == Some(family.model_type))
         else {
