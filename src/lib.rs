@@ -72,14 +72,16 @@
 //! |---|---|
 //! | [`config`] | what a layer is: dimensions, design, activation, rotary embedding; presets; the batch's shape |
 //! | [`weights`] | host-side weights, row-major f32 as PyTorch stores them |
+//! | [`checkpoint`] | models in Hugging Face's format, memory-mapped |
 //! | [`gpu`] | kernels, streams, schedules, graphs |
-//! | [`cpu`] | the f32 engine, and the f64 oracle that everything is checked against |
+//! | [`cpu`] | the f32 engine, whole models on it, and the f64 oracle that everything is checked against |
 //! | [`verify`] | what is checked, and how far it may be off |
 //! | [`measure`] | verified, interleaved, paired measurement of the speedup |
 //!
 //! # Features
 //!
 //! `cuda` (default): kernels and GPU engine; the build needs nvcc. `cli` (default): the `paf` program and [`measure`].
+//! `checkpoint` (default): [`checkpoint`]. `tokenizers`: `checkpoint::Tokenizer`, from texts to token ids.
 //! With `--no-default-features` the crate is the CPU library and needs no nvcc.
 
 /// The README's example, compiled and run as a documentation test.
@@ -87,6 +89,8 @@
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 
+#[cfg(feature = "checkpoint")]
+pub mod checkpoint;
 pub mod config;
 pub mod cpu;
 mod dtype;

@@ -1,5 +1,8 @@
-//! Weights of a layer on the host, in f32, each matrix row-major `[out_features, in_features]` as PyTorch stores it.
+//! Weights of a layer, and of what is around the layers, on the host, in f32, each matrix row-major `[out_features, in_features]` as PyTorch stores it.
 
+mod model;
+
+pub use model::{Dense, Embeddings, Head, ModelWeights, PositionEmbeddings, Transform};
 use rand::SeedableRng;
 use rand_distr::{Distribution, Normal};
 use rand_pcg::Pcg64Mcg;

@@ -264,7 +264,7 @@ fn both(schedule: Schedule, attention: impl FnOnce() + Send, ffn: impl FnOnce() 
     }
 }
 
-fn activate(act: HiddenAct, values: &mut [f32]) {
+pub(super) fn activate(act: HiddenAct, values: &mut [f32]) {
     use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_PI};
     match act {
         HiddenAct::Gelu => values.iter_mut().for_each(|x| *x *= 0.5 * (1.0 + libm::erff(*x * FRAC_1_SQRT_2))),
@@ -279,7 +279,7 @@ fn activate(act: HiddenAct, values: &mut [f32]) {
 
 /// `γ·(x − mean)/√(variance + eps) + β` over one row. The two sums are f64: a wide row of equal large values would
 /// otherwise lose its variance, and they cost nothing beside the products.
-fn normalize(row: &mut [f32], NormWeights { gamma, beta }: &NormWeights, eps: f32) {
+pub(super) fn normalize(row: &mut [f32], NormWeights { gamma, beta }: &NormWeights, eps: f32) {
     let size = row.len() as f64;
     let mean = row.iter().map(|&x| f64::from(x)).sum::<f64>() / size;
     let variance = row.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / size;

@@ -1,14 +1,16 @@
 //! Transformer layers on the CPU, twice: [`oracle`], the f64 reference that every other implementation is checked
-//! against, and [`Encoder`], the f32 engine for machines without a GPU.
+//! against, and [`Encoder`], the f32 engine for machines without a GPU; [`Model`] is a whole language model around one.
 //!
 //! The two share no arithmetic, so that an error in one shows as a difference.
 
 mod attention;
 mod engine;
+mod model;
 pub mod oracle;
 pub(crate) mod product;
 
 pub use engine::{Encoder, Workspace};
+pub use model::{Model, Pooling};
 
 use crate::config::BatchShape;
 use crate::error::{Error, Result};

@@ -9,10 +9,12 @@
 //! implementation computes in ([`LayerWeights::rounded`]), since inputs are never rounded here.
 
 mod attention;
+mod model;
 
 use rayon::prelude::*;
 
 pub use attention::{attention, log_sum_exp, rotate};
+pub use model::{embed, hidden_states, logits};
 
 use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig};

@@ -1,4 +1,5 @@
-//! What the CPU engine's tests share.
+//! What the CPU engine's tests share; not each of them uses all of it.
+#![allow(dead_code)]
 
 use paf_cuda::cpu::Encoder;
 use paf_cuda::verify::{Comparison, compare};
@@ -22,8 +23,12 @@ pub fn run(encoder: &Encoder, schedule: Schedule, shape: &BatchShape, x: &[f32])
 /// There is no naive f32 implementation to measure by. A sum of k products in f32 is off by about √k·ε/2 of its
 /// magnitude; the depths in these tests are below 600, and half a dozen operations follow each other.
 pub fn check_f32(got: &[f32], exact: &[f64], encoder: &Encoder) -> Result<Comparison> {
-    let config = encoder.config();
+    check_f32_rows(got, exact, encoder, encoder.config().layer.hidden_size)
+}
+
+/// The same where rows are `width` wide: of what is made of hidden states by one more product.
+pub fn check_f32_rows(got: &[f32], exact: &[f64], encoder: &Encoder, width: usize) -> Result<Comparison> {
     // `compare` allows half of the epsilon it is given, on top of twice the error of an exact implementation.
-    let epsilon = 16.0 * f64::from(f32::EPSILON) * config.num_hidden_layers as f64;
-    compare(got, exact, exact, epsilon, config.layer.hidden_size)
+    let epsilon = 16.0 * f64::from(f32::EPSILON) * encoder.config().num_hidden_layers as f64;
+    compare(got, exact, exact, epsilon, width)
 }

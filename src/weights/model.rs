@@ -1,0 +1,260 @@
+//! Weights of a model outside its layers: embeddings before them, and what follows them.
+
+use crate::config::{BatchShape, HiddenAct, LayerConfig};
+use crate::error::{Error, Result};
+use crate::weights::NormWeights;
+
+/// What a language model has besides its layers. All in f32, matrices row-major `[out_features, in_features]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelWeights {
+    /// From token ids to the first layer's input.
+    pub embeddings: Embeddings,
+    /// Norm after the last layer (pre-norm designs).
+    pub final_norm: Option<NormWeights>,
+    /// `tanh(dense(x))` of a sequence's first token (BERT).
+    pub pooler: Option<Dense>,
+    /// From hidden states to logits.
+    pub head: Option<Head>,
+}
+
+/// Embedding tables; a token's embedding is the sum of its rows, normed if there is a norm.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embeddings {
+    /// Of token ids, `[vocab_size, hidden_size]`.
+    pub word: Vec<f32>,
+    /// Of positions, unless the model is told them in another way.
+    pub position: Option<PositionEmbeddings>,
+    /// Of token types (segments), `[type_vocab_size, hidden_size]`.
+    pub token_type: Option<Vec<f32>>,
+    /// Norm of the sum.
+    pub norm: Option<NormWeights>,
+}
+
+/// A learned table of positions.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PositionEmbeddings {
+    /// `[max_position_embeddings, hidden_size]`.
+    pub table: Vec<f32>,
+    /// RoBERTa's way of counting: tokens that are not this id take the rows `padding_idx + 1`, `padding_idx + 2`, …; tokens
+    /// that are take row `padding_idx` and are not counted. `None`: the position in the sequence, from 0.
+    pub padding_idx: Option<u32>,
+}
+
+/// A linear map from `hidden_size` to `hidden_size`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dense {
+    /// `[hidden_size, hidden_size]`.
+    pub weight: Vec<f32>,
+    /// `[hidden_size]`.
+    pub bias: Vec<f32>,
+}
+
+/// From hidden states to logits: `decoder · transform(x) + bias`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Head {
+    /// What masked language models do first: `norm(act(dense(x)))`.
+    pub transform: Option<Transform>,
+    /// `[vocab_size, hidden_size]`; `None` where it is tied to [`Embeddings::word`].
+    pub decoder: Option<Vec<f32>>,
+    /// `[vocab_size]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// First part of a masked language model's head.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Transform {
+    /// First the product,
+    pub dense: Dense,
+    /// then the activation,
+    pub act: HiddenAct,
+    /// then the norm, with the layers' ε.
+    pub norm: NormWeights,
+}
+
+/// Rows of the embedding tables whose sum is one token's embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenRows {
+    pub(crate) word: usize,
+    pub(crate) position: Option<usize>,
+    pub(crate) token_type: Option<usize>,
+}
+
+impl ModelWeights {
+    /// Checks every field's length against the width of the layers.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] naming the first field at fault, its length, and the length it should have.
+    pub fn check(&self, config: &LayerConfig) -> Result<()> {
+        let h = config.hidden_size;
+        let Self { embeddings, final_norm, pooler, head } = self;
+        let position = embeddings.position.as_ref().map(|position| &position.table);
+        for (name, table) in [
+            ("word embeddings", Some(&embeddings.word)),
+            ("position embeddings", position),
+            ("token type embeddings", embeddings.token_type.as_ref()),
+        ] {
+            if let Some(table) = table.filter(|table| table.is_empty() || !table.len().is_multiple_of(h)) {
+                let got = format!("{} elements", table.len());
+                return Err(Error::mismatch("model weights", name, got, format!("rows of hidden_size = {h}")));
+            }
+        }
+        let exact = |name, values: &Vec<f32>, expected: usize| {
+            if values.len() == expected {
+                return Ok(());
+            }
+            Err(Error::mismatch("model weights", name, format!("{} elements", values.len()), expected))
+        };
+        let norm = |name, norm: &NormWeights| exact(name, &norm.gamma, h).and_then(|()| exact(name, &norm.beta, h));
+        let dense = |name, dense: &Dense| exact(name, &dense.weight, h * h).and_then(|()| exact(name, &dense.bias, h));
+        embeddings.norm.iter().try_for_each(|weights| norm("embedding norm", weights))?;
+        final_norm.iter().try_for_each(|weights| norm("final norm", weights))?;
+        pooler.iter().try_for_each(|weights| dense("pooler", weights))?;
+        if let Some(Head { transform, decoder, bias }) = head {
+            if let Some(transform) = transform {
+                dense("head transform", &transform.dense)?;
+                norm("head transform norm", &transform.norm)?;
+            }
+            let words = embeddings.word.len();
+            decoder.iter().try_for_each(|values| exact("head decoder", values, words))?;
+            bias.iter().try_for_each(|values| exact("head bias", values, words / h))?;
+        }
+        Ok(())
+    }
+}
+
+impl Embeddings {
+    /// Which rows each row of the batch sums; `None` where it is padding, whose ids are not looked at.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] if there are not as many ids or types as rows, one is outside its table, or a sequence is
+    /// longer than the table of positions.
+    pub(crate) fn rows(
+        &self,
+        hidden_size: usize,
+        shape: &BatchShape,
+        ids: &[u32],
+        token_types: Option<&[u32]>,
+    ) -> Result<Vec<Option<TokenRows>>> {
+        let rows = shape.rows();
+        for (what, ids) in [("token ids", Some(ids)), ("token types", token_types)] {
+            if let Some(ids) = ids.filter(|ids| ids.len() != rows) {
+                return Err(Error::mismatch(
+                    "embed",
+                    what,
+                    format!("{} elements", ids.len()),
+                    format!("{rows}, one a row"),
+                ));
+            }
+        }
+        let inside = |what, id: u32, sequence: usize, table: usize| {
+            if (id as usize) < table {
+                return Ok(id as usize);
+            }
+            let got = format!("{id} (sequence {sequence})");
+            Err(Error::mismatch("embed", what, got, format!("less than {table}, the rows of its table")))
+        };
+        let mut found = vec![None; rows];
+        for sequence in 0..shape.batch() {
+            let first = shape.first_row(sequence);
+            let mut counted = 0;
+            for row in first..first + shape.length(sequence) {
+                let word = inside("token id", ids[row], sequence, self.word.len() / hidden_size)?;
+                let position = match &self.position {
+                    None => None,
+                    Some(PositionEmbeddings { table, padding_idx }) => {
+                        let (position, reserved) = match *padding_idx {
+                            None => (row - first, 0),
+                            Some(padding) if ids[row] == padding => (padding as usize, 0),
+                            Some(padding) => {
+                                counted += 1;
+                                (padding as usize + counted, padding as usize + 1)
+                            }
+                        };
+                        let len = table.len() / hidden_size;
+                        if position >= len {
+                            let got = format!("{} (sequence {sequence})", shape.length(sequence));
+                            let expected = format!(
+                                "at most {}, which the table of positions is for",
+                                len.saturating_sub(reserved)
+                            );
+                            return Err(Error::mismatch("embed", "length", got, expected));
+                        }
+                        Some(position)
+                    }
+                };
+                let token_type = match (&self.token_type, token_types) {
+                    (Some(table), types) => {
+                        let id = types.map_or(0, |types| types[row]);
+                        Some(inside("token type", id, sequence, table.len() / hidden_size)?)
+                    }
+                    (None, None) => None,
+                    (None, Some(_)) => {
+                        return Err(Error::mismatch(
+                            "embed",
+                            "token types",
+                            "given",
+                            "none: this model has no table of them",
+                        ));
+                    }
+                };
+                found[row] = Some(TokenRows { word, position, token_type });
+            }
+        }
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn embeddings(padding_idx: Option<u32>) -> Embeddings {
+        Embeddings {
+            word: vec![0.0; 10 * 2],
+            position: Some(PositionEmbeddings { table: vec![0.0; 5 * 2], padding_idx }),
+            token_type: Some(vec![0.0; 2 * 2]),
+            norm: None,
+        }
+    }
+
+    #[test]
+    fn positions_are_counted_as_the_model_counts_them() {
+        let shape = BatchShape::packed(vec![3, 2]).unwrap();
+        let positions = |padding_idx| -> Vec<_> {
+            let rows = embeddings(padding_idx).rows(2, &shape, &[7, 1, 7, 7, 7], None).unwrap();
+            rows.into_iter().map(|row| row.unwrap().position.unwrap()).collect()
+        };
+        assert_eq!(positions(None), [0, 1, 2, 0, 1]);
+        assert_eq!(positions(Some(1)), [2, 1, 3, 2, 3]);
+    }
+
+    #[test]
+    fn what_no_table_has_is_refused_and_padding_is_not_looked_at() {
+        let fails = |embeddings: Embeddings, shape: &BatchShape, ids: &[u32], types: Option<&[u32]>| {
+            embeddings.rows(2, shape, ids, types).unwrap_err().to_string()
+        };
+        let shape = BatchShape::new(2, 2).unwrap().with_lengths(vec![2, 1]).unwrap();
+        let rows = embeddings(None).rows(2, &shape, &[1, 2, 3, 999], Some(&[0, 1, 1, 999])).unwrap();
+        assert_eq!(rows[1], Some(TokenRows { word: 2, position: Some(1), token_type: Some(1) }));
+        assert_eq!(rows[3], None);
+        assert!(fails(embeddings(None), &shape, &[1, 2, 10, 0], None).contains("token id is 10 (sequence 1)"));
+        assert!(fails(embeddings(None), &shape, &[1, 2, 3, 0], Some(&[0, 2, 0, 0])).contains("token type is 2"));
+        assert!(fails(embeddings(None), &shape, &[1, 2, 3], None).contains("3 elements"));
+        let none = Embeddings { token_type: None, ..embeddings(None) };
+        assert!(fails(none, &shape, &[1; 4], Some(&[0; 4])).contains("no table"));
+        let six = BatchShape::new(1, 6).unwrap();
+        assert!(fails(embeddings(None), &six, &[2; 6], None).contains("length is 6 (sequence 0), expected at most 5"));
+        assert!(fails(embeddings(Some(1)), &six, &[2; 6], None).contains("expected at most 3"));
+    }
+
+    #[test]
+    fn lengths_are_checked() {
+        let config = LayerConfig::new(2, 1, 3).unwrap();
+        let mut weights = ModelWeights { embeddings: embeddings(None), final_norm: None, pooler: None, head: None };
+        weights.check(&config).unwrap();
+        weights.head = Some(Head { transform: None, decoder: None, bias: Some(vec![0.0; 9]) });
+        assert!(weights.check(&config).unwrap_err().to_string().contains("head bias is 9 elements, expected 10"));
+        weights.embeddings.word.pop();
+        assert!(weights.check(&config).unwrap_err().to_string().contains("word embeddings is 19"));
+    }
+}

@@ -1,0 +1,215 @@
+//! Checkpoints of every family, run by the oracle and by the f32 engine, against what the original computed in float64:
+//! `checkpoints/make.py` made the folders, and says what they hold.
+#![cfg(feature = "checkpoint")]
+
+mod common;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use common::{check_f32, check_f32_rows};
+use paf_cuda::checkpoint::Checkpoint;
+use paf_cuda::cpu::{Encoder, Model, Pooling, oracle};
+use paf_cuda::{BatchShape, Design, Schedule};
+use safetensors::{Dtype, SafeTensors};
+
+/// Relative to the largest value: both sides compute in f64, and differ in the order of their sums, and in π and other
+/// constants' last bits.
+const ORACLE_TOLERANCE: f64 = 1e-12;
+
+struct Case {
+    name: String,
+    checkpoint: Checkpoint,
+    shape: BatchShape,
+    ids: Vec<u32>,
+    token_types: Option<Vec<u32>>,
+    hidden: Vec<f64>,
+    logits: Option<Vec<f64>>,
+    pooler: Option<Vec<f64>>,
+}
+
+impl Case {
+    fn all() -> Vec<Self> {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints");
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        let mut folders: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+        folders.sort();
+        folders.into_iter().map(Self::read).collect()
+    }
+
+    fn read(folder: PathBuf) -> Self {
+        let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let design = header.metadata().as_ref().and_then(|metadata| metadata.get("design"));
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let numbers = |name: &str| -> Option<Vec<u32>> {
+            let values = elements(&tensors, name, Dtype::I64, i64::from_le_bytes)?;
+            Some(values.into_iter().map(|value| u32::try_from(value).unwrap()).collect())
+        };
+        let floats = |name: &str| elements(&tensors, name, Dtype::F64, f64::from_le_bytes);
+        let mut checkpoint = Checkpoint::open(&folder).unwrap();
+        if let Some(name) = design {
+            let design = Design::ALL.into_iter().find(|design| design.name() == name).unwrap();
+            checkpoint = checkpoint.with_design(design).unwrap();
+        }
+        let lengths = numbers("lengths").unwrap().into_iter().map(|length| length as usize).collect();
+        Self {
+            name: folder.file_name().unwrap().to_string_lossy().into_owned(),
+            checkpoint,
+            shape: BatchShape::packed(lengths).unwrap(),
+            ids: numbers("ids").unwrap(),
+            token_types: numbers("token_types"),
+            hidden: floats("hidden").unwrap(),
+            logits: floats("logits"),
+            pooler: floats("pooler"),
+        }
+    }
+
+    fn model(&self) -> Model {
+        let layers = Arc::new(self.checkpoint.layers().collect());
+        let encoder = Encoder::new(self.checkpoint.config().clone(), layers).unwrap();
+        Model::new(encoder, self.checkpoint.model_weights()).unwrap()
+    }
+}
+
+fn elements<T, const N: usize>(
+    tensors: &SafeTensors<'_>,
+    name: &str,
+    dtype: Dtype,
+    parse: fn([u8; N]) -> T,
+) -> Option<Vec<T>> {
+    let tensor = tensors.tensor(name).ok()?;
+    assert_eq!(tensor.dtype(), dtype, "{name}");
+    Some(tensor.data().as_chunks().0.iter().map(|&bytes| parse(bytes)).collect())
+}
+
+fn check_exact(name: &str, got: &[f64], expected: &[f64]) {
+    let largest = expected.iter().fold(0.0, |max: f64, y| max.max(y.abs()));
+    assert_eq!(got.len(), expected.len(), "{name}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (got - expected).abs() / largest;
+        assert!(error <= ORACLE_TOLERANCE, "{name}: element {i} is {got}, expected {expected}");
+    }
+}
+
+#[test]
+fn the_folders_cover_families_and_designs() {
+    let cases = Case::all();
+    for model_type in ["bert", "roberta", "gpt_neox", "gptj", "phi", "falcon"] {
+        assert!(cases.iter().any(|case| case.checkpoint.model_type() == model_type), "{model_type}");
+    }
+    for design in Design::ALL {
+        assert!(cases.iter().any(|case| case.checkpoint.config().layer.design == design), "{design}");
+    }
+    let heads =
+        |case: &Case| case.checkpoint.model_weights().head.map(|head| (case.logits.is_some(), head.decoder.is_some()));
+    let heads: Vec<_> = cases.iter().map(heads).collect();
+    // Without a head, tied, and not tied.
+    assert!([None, Some((true, false)), Some((true, true))].iter().all(|kind| heads.contains(kind)));
+    assert!(cases.iter().any(|case| case.pooler.is_some()));
+}
+
+#[test]
+fn the_oracle_agrees_with_the_originals() {
+    for case in Case::all() {
+        let Case { name, checkpoint, shape, ids, token_types, hidden, logits, .. } = &case;
+        let (config, weights) = (checkpoint.config(), checkpoint.model_weights());
+        let layers: Vec<_> = checkpoint.layers().collect();
+        let got = oracle::hidden_states(config, &layers, &weights, shape, ids, token_types.as_deref()).unwrap();
+        check_exact(name, &got, hidden);
+        if let Some(logits) = logits {
+            check_exact(&format!("{name}, logits"), &oracle::logits(config, &weights, &got).unwrap(), logits);
+        }
+    }
+}
+
+#[test]
+fn the_f32_engine_agrees_with_the_originals() {
+    for case in Case::all() {
+        let Case { name, shape, ids, token_types, hidden, logits, pooler, .. } = &case;
+        let model = case.model();
+        let design = model.encoder().config().layer.design;
+        let check = |what: &str, got: &[f32], expected: &[f64], width: usize| {
+            let result = check_f32_rows(got, expected, model.encoder(), width);
+            println!("{name}, {what}: {}", result.unwrap_or_else(|error| panic!("{name}, {what}: {error}")));
+        };
+        for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+            let got = model.forward(schedule, shape, ids, token_types.as_deref()).unwrap();
+            check("hidden states", &got, hidden, model.hidden_size());
+            if let Some(logits) = logits {
+                check("logits", &model.logits(&got).unwrap(), logits, model.vocab_size());
+            } else {
+                assert!(model.logits(&got).unwrap_err().to_string().contains("head"), "{name}");
+            }
+            let first = model.pool(Pooling::Cls, shape, &got).unwrap();
+            if let Some(pooler) = pooler {
+                check("pooler", &model.pooler(&first).unwrap(), pooler, model.hidden_size());
+            }
+        }
+    }
+}
+
+/// Padding, whatever ids it has, changes no token's hidden state, and is left out of the mean.
+#[test]
+fn padded_batches_give_what_packed_ones_give() {
+    for case in Case::all() {
+        let model = case.model();
+        let (packed, size) = (&case.shape, model.hidden_size());
+        let (batch, seq_len) = (packed.batch(), packed.seq_len() + 2);
+        let lengths: Vec<_> = (0..batch).map(|i| packed.length(i)).collect();
+        let padded = BatchShape::new(batch, seq_len).unwrap().with_lengths(lengths).unwrap();
+        let spread = |ids: &[u32]| {
+            let mut rows = vec![u32::MAX; padded.rows()];
+            for i in 0..batch {
+                rows[padded.first_row(i)..][..packed.length(i)].copy_from_slice(&ids[packed.rows_of(i)]);
+            }
+            rows
+        };
+        let (ids, types) = (spread(&case.ids), case.token_types.as_deref().map(spread));
+        let got = model.forward(Schedule::Serial, &padded, &ids, types.as_deref()).unwrap();
+        for i in 0..batch {
+            let tokens = &got[padded.first_row(i) * size..][..packed.length(i) * size];
+            let expected = &case.hidden[packed.first_row(i) * size..][..packed.length(i) * size];
+            check_f32(tokens, expected, model.encoder()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+            let padding = padded.padding_of(i);
+            assert!(got[padding.start * size..padding.end * size].iter().all(|&x| x == 0.0));
+        }
+        let mean = model.pool(Pooling::Mean, &padded, &got).unwrap();
+        let mut exact = vec![0.0; batch * size];
+        for (i, mean) in exact.chunks_exact_mut(size).enumerate() {
+            for row in case.hidden[packed.first_row(i) * size..][..packed.length(i) * size].chunks_exact(size) {
+                mean.iter_mut().zip(row).for_each(|(sum, x)| *sum += x / packed.length(i) as f64);
+            }
+        }
+        check_f32(&mean, &exact, model.encoder()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    }
+}
+
+#[test]
+fn a_text_longer_than_the_table_of_positions_is_refused() {
+    for case in Case::all() {
+        let model = case.model();
+        let long = BatchShape::new(1, 18).unwrap();
+        let result = model.forward(Schedule::Serial, &long, &[5; 18], None);
+        match case.checkpoint.model_type() {
+            "bert" => {
+                assert!(result.unwrap_err().to_string().contains("length is 18 (sequence 0), expected at most 17"))
+            }
+            "roberta" => assert!(result.unwrap_err().to_string().contains("expected at most 15")),
+            _ => assert_eq!(result.unwrap().len(), 18 * model.hidden_size()),
+        }
+    }
+}
+
+#[test]
+fn designs_change_between_post_norm_models_only() {
+    for case in Case::all() {
+        let bert = matches!(case.checkpoint.model_type(), "bert" | "roberta");
+        for design in Design::ALL {
+            let own = case.checkpoint.config().layer.design;
+            let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(&case.name);
+            let result = Checkpoint::open(folder).unwrap().with_design(design);
+            assert_eq!(result.is_ok(), design == own || bert && design.is_post_norm(), "{}, {design}", case.name);
+        }
+    }
+}
