@@ -20,8 +20,8 @@
 //   No turns: 456. Two warpgroups of 64 queries: 460; with 176 keys a step 472, and 10 % less at seq 512.
 //   Rescaling the output only where a maximum moved: 471. Every eighth exponential as a polynomial: 448.
 //   Two warpgroups that share the queries and halve the keys, for few queries: no faster (seq 512, one sequence of 16 heads: 7.1
-//     and 7.2 µs), and wrong: who does not wait for every stage may take one of two rounds ago for its own, since a barrier's
-//     parity tells neighbouring rounds apart only. What probably limits there is what L2 delivers: each block reads all keys of
+//     and 7.2 µs), and it failed at seq 4096; probably since who does not wait for every stage can take one of two rounds ago for
+//     its own: a barrier's parity tells only neighbouring rounds apart. What probably limits there is what L2 delivers: each block reads all keys of
 //     its head.
 //   For head_dim 128: 176 keys a step: 3 % slower at 2048, 3 % faster at 16384.
 #include "element.cuh"
