@@ -21,8 +21,8 @@
 //   Rescaling the output only where a maximum moved: 471. Every eighth exponential as a polynomial: 448.
 //   Two warpgroups that share the queries and halve the keys, for few queries: no faster (seq 512, one sequence of 16 heads: 7.1
 //     and 7.2 µs), and it failed at seq 4096; probably since who does not wait for every stage can take one of two rounds ago for
-//     its own: a barrier's parity tells only neighbouring rounds apart. What probably limits there is what L2 delivers: each block reads all keys of
-//     its head.
+//     its own: a barrier's parity tells only neighbouring rounds apart. What probably limits there is what L2 delivers: each
+//     block reads all keys of its head.
 //   For head_dim 128: 176 keys a step: 3 % slower at 2048, 3 % faster at 16384.
 #include "element.cuh"
 #include "tiles.cuh"
