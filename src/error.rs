@@ -104,6 +104,15 @@ pub enum Error {
         /// The first error.
         cause: String,
     },
+    /// A program that is measured beside this crate's kernels is missing or failed.
+    #[cfg(feature = "cli")]
+    #[error("the peer {peer} failed: {text}")]
+    Peer {
+        /// Its name.
+        peer: &'static str,
+        /// What it or the system said.
+        text: String,
+    },
     /// Two results that must agree do not.
     #[error("verification failed: {0}")]
     Verification(String),

@@ -109,11 +109,12 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 4] = [
+    let commands: [&[&str]; 5] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
+        &["kernels", "attention", "--device", "4096"],
     ];
     for command in commands {
         let output = paf(command);
@@ -131,6 +132,9 @@ fn bad_choices_of_kernels_are_usage_errors() {
     refuses(&["kernels", "gemm", "--min-m", "3", "--max-m", "4"], 2, &["3..=4"]);
     refuses(&["kernels", "gemm", "--seconds", "0"], 2, &["seconds = 0"]);
     refuses(&["kernels", "gemm", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
+    refuses(&["kernels", "attention", "--shapes", "8x16/3x512x64"], 2, &["8x16/3x512x64", "1x32/8x4096x128"]);
+    refuses(&["kernels", "attention", "--variants", "sm90:128"], 2, &["sm90:128", "sm80:rowsN"]);
+    refuses(&["kernels", "attention", "--seconds", "0"], 2, &["seconds = 0"]);
 }
 
 #[test]

@@ -101,11 +101,7 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
     let final_norm = tensors.norm(&format!("{base}ln_f"), h)?;
     let tied = fields.bool("tie_word_embeddings", true)?;
     let decoder = tensors.take_if_present("lm_head.weight", &[vocab, h])?;
-    let head = (tied && !base.is_empty() || decoder.is_some()).then(|| HeadSources {
-        transform: None,
-        decoder: decoder.filter(|_| !tied),
-        bias: None,
-    });
+    let head = HeadSources::without_bias(tied, !base.is_empty(), decoder);
     let model = ModelSources { final_norm: Some(final_norm), head, ..ModelSources::words(word) };
     Ok(Mapped { config, layers, model })
 }

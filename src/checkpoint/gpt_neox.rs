@@ -77,11 +77,7 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
     let decoder = if tensors.has("lm_head.weight") { "lm_head.weight" } else { "embed_out.weight" };
     let tied = fields.bool("tie_word_embeddings", false)?;
     let decoder = tensors.take_if_present(decoder, &[vocab, h])?;
-    let head = (tied && !base.is_empty() || decoder.is_some()).then(|| HeadSources {
-        transform: None,
-        decoder: decoder.filter(|_| !tied),
-        bias: None,
-    });
+    let head = HeadSources::without_bias(tied, !base.is_empty(), decoder);
     let model = ModelSources { final_norm: Some(final_norm), head, ..ModelSources::words(word) };
     Ok(Mapped { config, layers, model })
 }

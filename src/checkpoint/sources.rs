@@ -129,6 +129,13 @@ impl HeadSources {
         let bias = tensors.take("lm_head.bias", &[vocab])?;
         Ok(Some(Self { transform: None, decoder: decoder.filter(|_| !tied), bias: Some(bias) }))
     }
+
+    /// The weights that were found, if any. Tied to the word embeddings, they need not be there in a `whole_model`; a base
+    /// model, whose names have no prefix, has no head.
+    pub(super) fn without_bias(tied: bool, whole_model: bool, decoder: Option<Source>) -> Option<Self> {
+        let there = tied && whole_model || decoder.is_some();
+        there.then(|| Self { transform: None, decoder: decoder.filter(|_| !tied), bias: None })
+    }
 }
 
 /// [`Transform`](crate::weights::Transform), field by field.

@@ -84,7 +84,33 @@ pub(super) fn unsupported_head_dim(head_dim: usize) -> Error {
     }
 }
 
+/// Asked for a tile that the head width does not have.
+fn no_such_rows(rows: usize, head_dim: usize, known: impl Iterator<Item = usize>) -> Error {
+    let expected = format!("one of {:?} for head_dim {head_dim}", known.collect::<Vec<_>>());
+    Error::mismatch("attention", "query rows", rows, expected)
+}
+
 impl Attention {
+    /// Column of `qkv` at which keys begin.
+    fn k_column(&self) -> i32 {
+        (self.heads * self.head_dim) as i32
+    }
+
+    /// Column of `qkv` at which values begin.
+    fn v_column(&self) -> i32 {
+        ((self.heads + self.key_value_heads) * self.head_dim) as i32
+    }
+
+    /// Query heads that share one key and value head.
+    fn group(&self) -> i32 {
+        (self.heads / self.key_value_heads) as i32
+    }
+
+    /// What scores are multiplied by before 2 is raised to them.
+    fn scale_log2(&self) -> f32 {
+        std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt()
+    }
+
     fn check(&self) -> Result<()> {
         const OPERATION: &str = "attention";
         let Self { qkv, out, log_sum_exp, sequences, heads, key_value_heads, head_dim, .. } = *self;

@@ -11,7 +11,7 @@ use super::gemm::{self, Gemm, Then};
 pub use super::gemm::{Cluster, GemmVariant};
 use super::graph::Graph;
 pub use super::launch::KernelResources;
-use super::memory::{Floats, Tensor};
+use super::memory::{Floats, Matrix, Tensor};
 use super::norm::{self, Join, NormOutput};
 use super::plan;
 pub use super::rotary::RotaryTable;
@@ -118,6 +118,23 @@ impl<'a> Attention<'a> {
         let (causal, variant, overlap) = (false, None, false);
         Self { batch, qkv, heads, key_value_heads: heads, head_dim, causal, variant, overlap }
     }
+
+    /// As the launchers take it.
+    fn lower(&self, log_sum_exp: u64, out: Matrix) -> attention::Attention {
+        let &Self { batch, qkv, heads, key_value_heads, head_dim, causal, variant, overlap } = self;
+        attention::Attention {
+            qkv: qkv.matrix(),
+            out,
+            log_sum_exp,
+            sequences: batch.sequences(),
+            heads,
+            key_value_heads,
+            head_dim,
+            causal,
+            variant,
+            overlap,
+        }
+    }
 }
 
 /// The ways in which `device` could compute attention with heads of that width; empty where there is no kernel for it.
@@ -126,6 +143,15 @@ pub fn attention_variants(device: &Device, head_dim: usize) -> Vec<AttentionVari
     let portable = sm80::tiles(head_dim).filter(fits).map(|tile| AttentionVariant::Sm80 { rows: tile.rows() });
     let hopper = sm90::tiles(head_dim).map(|rows| AttentionVariant::Sm90 { rows });
     portable.chain(hopper.filter(|_| device.uses_hopper_kernels())).collect()
+}
+
+/// What the planner chooses for `attention`, whatever variant that names.
+///
+/// # Errors
+/// As [`attention`].
+pub fn planned_attention(attention: &Attention<'_>) -> Result<AttentionVariant> {
+    let (device, dtype) = (attention.qkv.device(), attention.qkv.dtype());
+    attention::planned(device.kernels(dtype)?, device, &attention.lower(0, attention.qkv.matrix()))
 }
 
 /// Enqueues `c[M,N] = product`.
@@ -189,33 +215,33 @@ pub fn attention(
     log_sum_exp: Option<&mut Floats>,
 ) -> Result<()> {
     const OPERATION: &str = "attention";
-    let &Attention { batch, qkv, heads, key_value_heads, head_dim, causal, variant, overlap } = attention;
-    let dtype = same_kind(OPERATION, stream, [qkv, out])?;
-    batch.check_device(OPERATION, stream.device())?;
-    let sequences = batch.sequences();
+    let dtype = same_kind(OPERATION, stream, [attention.qkv, out])?;
+    attention.batch.check_device(OPERATION, stream.device())?;
     if let Some(floats) = &log_sum_exp {
-        let expected = heads.saturating_mul(sequences.rows);
+        let expected = attention.heads.saturating_mul(attention.batch.shape().rows());
         if floats.len() != expected {
             return Err(Error::mismatch(OPERATION, "length of log-sum-exp", floats.len(), expected));
         }
         check_device(OPERATION, stream, floats.device())?;
     }
-    let attention = attention::Attention {
-        qkv: qkv.matrix(),
-        out: out.matrix(),
-        log_sum_exp: log_sum_exp.map_or(0, |floats| floats.pointer()),
-        sequences,
-        heads,
-        key_value_heads,
-        head_dim,
-        causal,
-        variant,
-        overlap,
-    };
+    let attention = attention.lower(log_sum_exp.map_or(0, |floats| floats.pointer()), out.matrix());
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.
     unsafe { attention::launch(kernels, stream, &attention) }
+}
+
+/// Records attentions into a graph, one after the other into the same `out`, which with their operands stays borrowed.
+///
+/// # Errors
+/// As [`attention()`]; [`Error::Cuda`] for an empty list.
+pub fn record_attentions<'a>(stream: &Stream, attentions: &[Attention<'a>], out: &'a mut Tensor) -> Result<Graph<'a>> {
+    // What a variant needs is loaded before the capture, in which nothing may be.
+    let portable = |attention: &&Attention<'_>| matches!(attention.variant, Some(AttentionVariant::Sm80 { .. }));
+    if let Some(first) = attentions.iter().find(portable) {
+        stream.device().kernels(first.qkv.dtype())?.attention_sm80(stream.device())?;
+    }
+    Graph::record(stream, || attentions.iter().try_for_each(|of| attention(stream, of, out, None)))
 }
 
 /// Rotates the first `table.rotary().dim` columns of every query and key head of `qkv`, `[rows, (heads + 2 · key_value_heads)

@@ -6,7 +6,7 @@ mod report;
 
 #[cfg(feature = "cuda")]
 pub use experiment::Experiment;
-pub use report::{Case, Report, Row, SCHEMA, Shape, Summary};
+pub use report::{Case, Report, SCHEMA, Shape};
 
 /// The products of transformer layers: those of RoBERTa-large at six numbers of tokens; its side-by-side products; and QKV,
 /// output and FFN products of hidden sizes 2048 and 4096, for one token to 8192.

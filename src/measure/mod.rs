@@ -4,8 +4,10 @@
 //! paired ([`timing`]); intervals assume nothing about the distribution ([`statistics`]); each time stands beside the
 //! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]).
 
+pub mod attention;
 mod backend;
 pub mod gemm;
+pub mod kernels;
 mod machine;
 pub mod report;
 pub mod roofline;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,16 +14,9 @@ pub const SCHEMA: &str = "paf-cuda/speedup/1";
 /// One run of the comparison.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// Version of this crate.
-    pub version: String,
-    /// Commit that it was built from, if that is known; `+changes` if there were uncommitted ones.
-    pub git_revision: Option<String>,
-    /// When it began, seconds since 1970.
-    pub unix_time_s: u64,
-    /// What it ran on.
-    pub machine: Machine,
+    /// Its schema is [`SCHEMA`].
+    #[serde(flatten)]
+    pub run: Run,
     /// `cuda` or `cpu`.
     pub backend: String,
     /// Preset that the dimensions come from.
@@ -39,6 +33,34 @@ pub struct Report {
     pub ceilings: Ceilings,
     /// One batch shape each.
     pub cases: Vec<Case>,
+}
+
+/// What every result file begins with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Name and version of the layout of the rest.
+    pub schema: String,
+    /// Version of this crate.
+    pub version: String,
+    /// Commit that it was built from, if that is known; `+changes` if there were uncommitted ones.
+    pub git_revision: Option<String>,
+    /// When it began, seconds since 1970.
+    pub unix_time_s: u64,
+    /// What it ran on.
+    pub machine: Machine,
+}
+
+impl Run {
+    /// This build, now.
+    pub(super) fn begin(schema: &str, machine: Machine) -> Self {
+        Self {
+            schema: schema.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            git_revision: option_env!("PAF_GIT_REVISION").map(Into::into),
+            unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+            machine,
+        }
+    }
 }
 
 /// What it ran on.
@@ -182,10 +204,35 @@ impl Spread {
     }
 }
 
+/// Pretty JSON of a report, with a newline at the end.
+pub(super) fn json(report: &impl Serialize) -> String {
+    serde_json::to_string_pretty(report).expect("a report holds only numbers and strings") + "\n"
+}
+
 /// Three significant digits, for rates of a CPU and of a large GPU alike.
 fn significant(x: f64) -> String {
     let digits = 2 - x.abs().max(1e-9).log10().floor() as i32;
     format!("{x:.*}", digits.clamp(0, 9) as usize)
+}
+
+/// A table for a terminal.
+pub(super) fn table<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(columns);
+    for cells in rows {
+        table.add_row(cells);
+    }
+    table.to_string()
+}
+
+/// A table in Markdown.
+pub(super) fn markdown<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let line = |cells: &[&str]| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(&columns) + &line(&["---"; N]);
+    for cells in rows {
+        text += &line(&cells.each_ref().map(String::as_str));
+    }
+    text
 }
 
 /// Column names of the table and of the Markdown.
@@ -218,22 +265,12 @@ impl Report {
 
     /// The table for a terminal.
     pub fn table(&self) -> String {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::UTF8_FULL_CONDENSED).set_header(COLUMNS);
-        for cells in self.cells() {
-            table.add_row(cells);
-        }
-        table.to_string()
+        table(COLUMNS, self.cells())
     }
 
     /// The table in Markdown.
     pub fn markdown(&self) -> String {
-        let line = |cells: &[&str]| format!("| {} |\n", cells.join(" | "));
-        let mut text = line(&COLUMNS) + &line(&["---"; 8]);
-        for cells in self.cells() {
-            text += &line(&cells.each_ref().map(String::as_str));
-        }
-        text
+        markdown(COLUMNS, self.cells())
     }
 
     /// One line of CSV a variant, medians in µs, with a header.
@@ -292,7 +329,7 @@ impl Report {
 
     /// Pretty JSON, with a newline at the end.
     pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("the report holds only numbers and strings") + "\n"
+        json(self)
     }
 }
 

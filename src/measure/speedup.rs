@@ -1,9 +1,7 @@
 //! The comparison itself: SAF, PAF serial, PAF two-stream, on the same weights, verified, then timed in turn.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use super::backend::{Backend, Cpu, ORACLE_LAYERS};
-use super::report::{self, Report, Verified};
+use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
 use super::statistics::{Median, paired_ratio};
 use super::timing::Effort;
@@ -163,7 +161,7 @@ impl Experiment {
             });
         }
         let ceilings = backend.ceilings()?;
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        let run = Run::begin(report::SCHEMA, backend.machine());
         let mut cases = Vec::new();
         for (i, shape) in self.shapes.iter().enumerate() {
             on_step(i, Step::Verify);
@@ -171,11 +169,7 @@ impl Experiment {
         }
         let layer = &self.config.layer;
         Ok(Report {
-            schema: report::SCHEMA.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            git_revision: option_env!("PAF_GIT_REVISION").map(Into::into),
-            unix_time_s: started,
-            machine: backend.machine(),
+            run,
             backend: backend.name().into(),
             model: self.model.clone(),
             dtype: backend.element_type().into(),

@@ -1,13 +1,15 @@
 //! `paf kernels`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use comfy_table::Table;
-use paf_cuda::gpu::kernel::{self, GemmVariant};
-use paf_cuda::measure::gemm::{Experiment, Shape, layer_shapes};
+use paf_cuda::gpu::kernel;
+use paf_cuda::measure::attention::{self, Peer};
+use paf_cuda::measure::gemm;
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{Dtype, Error};
 
@@ -18,6 +20,8 @@ use super::select::DeviceArguments;
 pub enum Command {
     /// The GEMM beside cuBLASLt (where that is installed), over the shapes of transformer layers.
     Gemm(Gemm),
+    /// Attention beside PyTorch's cuDNN and FlashAttention-2 (where a Python has that).
+    Attention(Attention),
     /// List every kernel with what it takes of a multiprocessor, as the driver compiled it.
     List(List),
 }
@@ -35,7 +39,7 @@ pub struct List {
 pub struct Gemm {
     /// Shapes, as MxNxK [default: 84 shapes of transformer layers]
     #[arg(long, value_delimiter = ',', value_parser = shape)]
-    shapes: Vec<Shape>,
+    shapes: Vec<gemm::Shape>,
     /// Of the default shapes only those with at most so many rows.
     #[arg(long)]
     max_m: Option<usize>,
@@ -58,7 +62,31 @@ pub struct Gemm {
     json: Option<PathBuf>,
 }
 
-fn shape(text: &str) -> Result<Shape, String> {
+#[derive(Debug, Args)]
+pub struct Attention {
+    /// Shapes, as BATCHxHEADSxSEQ_LENxHEAD_DIM, e.g. 8x16x512x64, 1x32/8x4096x128:causal [default: 15 of transformer layers]
+    #[arg(long, value_delimiter = ',')]
+    shapes: Vec<attention::Shape>,
+    /// Element type, bf16 or f16.
+    #[arg(long, default_value = "bf16")]
+    dtype: Dtype,
+    /// Variants to measure beside the planned one, e.g. sm90:rows128, or `all`.
+    #[arg(long, value_delimiter = ',')]
+    variants: Vec<String>,
+    /// The Python whose PyTorch is measured beside it, or `none` [default: python3, if that has PyTorch]
+    #[arg(long, value_name = "PYTHON")]
+    peer: Option<String>,
+    #[command(flatten)]
+    device: DeviceArguments,
+    /// Seconds to sample each shape for.
+    #[arg(long, default_value_t = 0.5)]
+    seconds: f64,
+    /// Write everything, with all raw samples, to a file, or to stdout (-).
+    #[arg(long, value_name = "FILE|-")]
+    json: Option<PathBuf>,
+}
+
+fn shape(text: &str) -> Result<gemm::Shape, String> {
     let numbers: Option<Vec<usize>> = text.split('x').map(|part| part.parse().ok()).collect();
     match numbers.as_deref() {
         Some(&[m, n, k]) => Ok((m, n, k)),
@@ -69,6 +97,7 @@ fn shape(text: &str) -> Result<Shape, String> {
 pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Gemm(arguments) => gemm(arguments),
+        Command::Attention(arguments) => attention(arguments),
         Command::List(arguments) => list(arguments),
     }
 }
@@ -84,15 +113,41 @@ fn list(arguments: &List) -> Result<()> {
     print(&table.to_string())
 }
 
-fn gemm(arguments: &Gemm) -> Result<()> {
-    if !(arguments.seconds > 0.0 && arguments.seconds <= 3600.0) {
-        let got = arguments.seconds.to_string();
-        return Err(Error::InvalidConfig { field: "seconds", got, expected: "a number up to 3600".into() }.into());
+/// For `seconds` a case.
+fn effort(seconds: f64) -> Result<Effort> {
+    if !(seconds > 0.0 && seconds <= 3600.0) {
+        let (got, expected) = (seconds.to_string(), "a number up to 3600".into());
+        return Err(Error::InvalidConfig { field: "seconds", got, expected }.into());
     }
-    let every_variant = arguments.variants.iter().any(|variant| variant == "all");
-    let named = arguments.variants.iter().filter(|&variant| variant != "all");
-    let variants = named.map(|variant| variant.parse::<GemmVariant>()).collect::<Result<Vec<_>, _>>()?;
-    let mut shapes = if arguments.shapes.is_empty() { layer_shapes() } else { arguments.shapes.clone() };
+    let budget = Duration::from_secs_f64(seconds);
+    Ok(Effort { min_rounds: 7, max_rounds: 101, budget, ..Effort::default() })
+}
+
+/// The variants that are named, and whether `all` is.
+fn variants<V: FromStr<Err = Error>>(names: &[String]) -> Result<(Vec<V>, bool)> {
+    let (all, named): (Vec<_>, Vec<_>) = names.iter().partition(|&name| name == "all");
+    Ok((named.into_iter().map(|name| name.parse()).collect::<Result<_, _>>()?, !all.is_empty()))
+}
+
+/// The tables on stdout, or on stderr where stdout carries the data.
+fn write(sink: Option<Sink>, text: &str, json: &str) -> Result<()> {
+    match sink {
+        Some(sink) => {
+            if sink.is_stdout() {
+                note(text);
+            } else {
+                print(text)?;
+            }
+            sink.write(json)
+        }
+        None => print(text),
+    }
+}
+
+fn gemm(arguments: &Gemm) -> Result<()> {
+    let effort = effort(arguments.seconds)?;
+    let (variants, every_variant) = variants(&arguments.variants)?;
+    let mut shapes = if arguments.shapes.is_empty() { gemm::layer_shapes() } else { arguments.shapes.clone() };
     let rows = arguments.min_m.unwrap_or(0)..=arguments.max_m.unwrap_or(usize::MAX);
     shapes.retain(|(m, ..)| rows.contains(m));
     if shapes.is_empty() {
@@ -102,13 +157,7 @@ fn gemm(arguments: &Gemm) -> Result<()> {
         );
     }
     let sink = Sink::open(arguments.json.as_deref())?;
-    let effort = Effort {
-        min_rounds: 7,
-        max_rounds: 101,
-        budget: Duration::from_secs_f64(arguments.seconds),
-        ..Effort::default()
-    };
-    let experiment = Experiment { shapes, dtype: arguments.dtype, variants, every_variant, effort };
+    let experiment = gemm::Experiment { shapes, dtype: arguments.dtype, variants, every_variant, effort };
     let device = arguments.device.open()?;
     let bar = progress(experiment.shapes.len());
     let report = experiment.run(&device, |i, (m, n, k)| {
@@ -121,15 +170,33 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     }
     let text =
         report.table() + "\nTime of cuBLASLt / ours: geometric means over the planned variants\n" + &report.markdown();
-    match sink {
-        Some(sink) => {
-            if sink.is_stdout() {
-                note(&text);
-            } else {
-                print(&text)?;
+    write(sink, &text, &report.json())
+}
+
+fn attention(arguments: &Attention) -> Result<()> {
+    let effort = effort(arguments.seconds)?;
+    let (variants, every_variant) = variants(&arguments.variants)?;
+    let shapes = if arguments.shapes.is_empty() { attention::layer_shapes() } else { arguments.shapes.clone() };
+    let sink = Sink::open(arguments.json.as_deref())?;
+    let experiment = attention::Experiment { shapes, dtype: arguments.dtype, variants, every_variant, effort };
+    let device = arguments.device.open()?;
+    let mut peer = match arguments.peer.as_deref() {
+        Some("none") => None,
+        Some(python) => Some(Peer::start(python, device.info().ordinal)?),
+        None => match Peer::start("python3", device.info().ordinal) {
+            Ok(peer) => Some(peer),
+            Err(error) => {
+                note(&format!("{error}: measured without it; --peer names a Python that has PyTorch"));
+                None
             }
-            sink.write(&report.json())
-        }
-        None => print(&text),
-    }
+        },
+    };
+    let bar = progress(experiment.shapes.len());
+    let report = experiment.run(&device, peer.as_mut(), |i, shape| {
+        bar.set_position(i as u64);
+        bar.set_message(shape.to_string());
+    })?;
+    bar.finish_and_clear();
+    let text = report.table() + "\nTime of PyTorch's back ends / ours\n" + &report.markdown();
+    write(sink, &text, &report.json())
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{gemm, report};
+use paf_cuda::measure::{attention, gemm, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,7 @@ use super::output::print;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A file that `paf speedup --json` or `paf kernels gemm --json` wrote.
+    /// A file that `paf speedup --json` or `paf kernels … --json` wrote.
     file: PathBuf,
 }
 
@@ -28,7 +28,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     print(&match schema.as_str() {
         report::SCHEMA => parse::<report::Report>(&text, &name)?.markdown(),
         gemm::SCHEMA => parse::<gemm::Report>(&text, &name)?.markdown(),
-        _ => bail!("{name} has schema {schema:?}, this build reads {:?} and {:?}", report::SCHEMA, gemm::SCHEMA),
+        attention::SCHEMA => parse::<attention::Report>(&text, &name)?.markdown(),
+        _ => bail!(
+            "{name} has schema {schema:?}, this build reads {:?}",
+            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA]
+        ),
     })
 }
 

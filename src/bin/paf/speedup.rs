@@ -243,7 +243,7 @@ fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
         report.model.as_deref().unwrap_or("custom dimensions"),
         report.config.num_hidden_layers,
         report.config.hidden_size,
-        report.machine.device.as_deref().unwrap_or(&report.machine.cpu),
+        report.run.machine.device.as_deref().unwrap_or(&report.run.machine.cpu),
         report.dtype,
         if report.config.rotary_left_out { ", rotary embeddings left out" } else { "" },
         report.table()

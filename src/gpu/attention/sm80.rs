@@ -2,7 +2,7 @@
 
 use bytemuck::NoUninit;
 
-use super::{Attention, unsupported_head_dim};
+use super::{Attention, no_such_rows, unsupported_head_dim};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
@@ -64,20 +64,17 @@ impl Sm80Attention {
     /// # Safety
     /// As [`super::launch`]; `attention` has been checked.
     pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
-        let &Attention { qkv, out, log_sum_exp, sequences, heads, key_value_heads, head_dim, causal, .. } = attention;
-        let known = || tiles(head_dim).map(AttentionTile::rows).collect::<Vec<_>>();
+        let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, .. } = attention;
+        let known = || tiles(head_dim).map(AttentionTile::rows);
         if tiles(head_dim).next().is_none() {
             return Err(unsupported_head_dim(head_dim));
         }
         let index = ATTENTION_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
-        let index = index.ok_or_else(|| {
-            let expected = format!("one of {:?} for head_dim {head_dim}", known());
-            Error::mismatch("attention", "query rows", rows, expected)
-        })?;
+        let index = index.ok_or_else(|| no_such_rows(rows, head_dim, known()))?;
         let tile = &ATTENTION_TILES[index];
         let function = self.functions[index].as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("attention with {rows} query rows a block ({} bytes of shared memory)", tile.shared_bytes()),
-            remedy: format!("choose fewer for this device, of {:?}", known()),
+            remedy: format!("choose fewer for this device, of {:?}", known().collect::<Vec<_>>()),
         })?;
         let parameters = Params {
             qkv: qkv.pointer,
@@ -89,10 +86,10 @@ impl Sm80Attention {
             seq_len: sequences.seq_len as i32,
             ld_qkv: qkv.stride as i32,
             ld_out: out.stride as i32,
-            k_offset: (heads * head_dim) as i32,
-            v_offset: ((heads + key_value_heads) * head_dim) as i32,
-            group: (heads / key_value_heads) as i32,
-            scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            k_offset: attention.k_column(),
+            v_offset: attention.v_column(),
+            group: attention.group(),
+            scale_log2: attention.scale_log2(),
             causal: causal.into(),
             padding: 0,
         };

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::Attention;
+use super::{Attention, no_such_rows};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
@@ -68,13 +68,9 @@ impl Sm90Attention {
     /// # Safety
     /// As [`super::launch`]; `attention` has been checked.
     pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
-        let &Attention { qkv, out, log_sum_exp, sequences, heads, key_value_heads, head_dim, causal, overlap, .. } =
-            attention;
+        let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, overlap, .. } = attention;
         let index = ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
-        let Some(index) = index else {
-            let expected = format!("one of {:?} for head_dim {head_dim}", tiles(head_dim).collect::<Vec<_>>());
-            return Err(Error::mismatch("attention", "query rows", rows, expected));
-        };
+        let index = index.ok_or_else(|| no_such_rows(rows, head_dim, tiles(head_dim)))?;
         let tile = &ATTENTION_SM90_TILES[index];
         let device = stream.device();
         let map = |rows| TensorMap::new(device, self.dtype, &qkv, (tile.chunk(), rows));
@@ -90,10 +86,10 @@ impl Sm90Attention {
             ld_out: out.stride as i32,
             batch: sequences.batch as i32,
             heads: heads as i32,
-            group: (heads / key_value_heads) as i32,
-            k_column: (heads * head_dim) as i32,
-            v_column: ((heads + key_value_heads) * head_dim) as i32,
-            scale_log2: std::f32::consts::LOG2_E / (head_dim as f32).sqrt(),
+            group: attention.group(),
+            k_column: attention.k_column(),
+            v_column: attention.v_column(),
+            scale_log2: attention.scale_log2(),
             causal: causal.into(),
             padding: [0; 14],
         };

@@ -1,22 +1,20 @@
 //! The measurement itself.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use crate::config::HiddenAct;
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::kernel::{self, Epilogue, GemmVariant, Product};
 use crate::gpu::peer::{CublasLt, PeerEpilogue};
-use crate::gpu::{Device, Event, Graph, Stream, Tensor};
+use crate::gpu::{Device, Graph, Stream, Tensor};
+use crate::measure::kernels::{self as common, Label, OURS, Timer};
 use crate::measure::machine::{self, Monitor};
-use crate::measure::report::Spread;
+use crate::measure::report::Run;
 use crate::measure::roofline;
-use crate::measure::statistics::{Median, paired_ratio};
 use crate::measure::timing::{Candidate, Effort, interleave};
 use crate::weights::random_activations;
 
-use super::report::{Case, GELU, PRODUCT, Report, Row, SCHEMA, Shape};
+use super::report::{Case, GELU, PRODUCT, Report, SCHEMA, Shape};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -33,7 +31,6 @@ pub struct Experiment {
     pub effort: Effort,
 }
 
-const OURS: &str = "paf-cuda";
 const PEER: &str = "cuBLASLt";
 
 /// A row that is to be measured; without a variant it is the peer's.
@@ -56,9 +53,9 @@ impl Experiment {
     /// # Errors
     /// [`Error::Verification`] before timing, if a result is wrong; whatever the device gives.
     pub fn run(&self, device: &Device, mut on_case: impl FnMut(usize, Shape)) -> Result<Report> {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let peer = CublasLt::new(device)?;
         let monitor = Monitor::new(device);
+        let run = Run::begin(SCHEMA, machine::with_device(device, &monitor));
         let peak = roofline::of_device(device)?.flops_per_s;
         // Prime, so that the rows of one matrix do not repeat at once.
         let block = random_activations(1, 4_194_301, 1);
@@ -72,11 +69,7 @@ impl Experiment {
             cases.push(self.case(device, peer.as_ref(), &monitor, peak, &operands, shape)?);
         }
         Ok(Report {
-            schema: SCHEMA.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            git_revision: option_env!("PAF_GIT_REVISION").map(Into::into),
-            unix_time_s: started,
-            machine: machine::with_device(device, &monitor),
+            run,
             cublaslt_version: peer.as_ref().map(CublasLt::version),
             dtype: self.dtype.to_string(),
             method: format!(
@@ -137,45 +130,22 @@ impl Experiment {
             .zip(&mut outputs)
             .map(|(row, c)| operands.record(&stream, peer, row, c))
             .collect::<Result<Vec<_>>>()?;
-        let (start, end) = (Event::new_timing(device)?, Event::new_timing(device)?);
-        let launches = operands.a.len() as f64;
-        let mut candidates: Vec<Candidate<'_>> = graphs
-            .iter()
-            .map(|graph: &Graph<'_>| -> Candidate<'_> {
-                let (stream, start, end) = (&stream, &start, &end);
-                Box::new(move || {
-                    start.record(stream)?;
-                    graph.launch(stream)?;
-                    end.record(stream)?;
-                    end.synchronize()?;
-                    Ok(end.elapsed_us_since(start)? / launches)
-                })
-            })
-            .collect();
+        let timer = Timer::new(&stream)?;
+        let products = operands.a.len();
+        let mut candidates: Vec<Candidate<'_>> =
+            graphs.iter().map(|graph| -> Candidate<'_> { Box::new(|| timer.replay(graph, products)) }).collect();
         let samples = interleave(&mut candidates, self.effort, |_| ())?;
         let state_after = monitor.state();
 
         let flops = 2.0 * m as f64 * n as f64 * k as f64;
-        let no_samples = || Error::Verification("a time is not a number".into());
-        let mut rows = Vec::new();
-        for (&Planned { what, variant, overlap }, own) in plan.iter().zip(&samples) {
-            let median = Median::of(own).ok_or_else(no_samples)?;
-            let baseline = plan.iter().position(|other| other.what == what && other.variant.is_none());
-            let ratio = baseline.map(|i| paired_ratio(&samples[i], own).ok_or_else(no_samples)).transpose()?;
-            let tflops = flops / median.value / 1e6;
-            rows.push(Row {
-                by: if variant.is_some() { OURS } else { PEER }.into(),
-                what: what.into(),
-                variant: variant.map(|variant| variant.to_string()),
-                planned: variant == Some(planned),
-                overlap,
-                samples_us: own.clone(),
-                median_us: median.into(),
-                tflops,
-                peak_share: peak.map(|peak| tflops * 1e12 / peak),
-                peer_over_this: ratio.map(Spread::from),
-            });
-        }
+        let labels = plan.iter().map(|&Planned { what, variant, overlap }| Label {
+            by: if variant.is_some() { OURS } else { PEER },
+            what,
+            variant: variant.map(|variant| variant.to_string()),
+            planned: variant == Some(planned),
+            overlap,
+        });
+        let rows = common::rows(labels.collect(), samples, flops, peak, PEER)?;
         Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_after, rows })
     }
 }

@@ -1,0 +1,87 @@
+//! Attention under criterion: the planned kernel beside PyTorch's cuDNN and FlashAttention-2 where `python3` has PyTorch. Device
+//! time of graphs of several launches on operands that were just written. `paf kernels attention` measures more shapes and
+//! variants, in turns. Without a GPU there is nothing to measure.
+
+use criterion::{Criterion, criterion_group, criterion_main};
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use std::time::Duration;
+
+    use criterion::{BenchmarkId, Criterion, Throughput};
+    use paf_cuda::gpu::kernel::{self, Attention};
+    use paf_cuda::gpu::{Batch, Device, Event, Stream, Tensor};
+    use paf_cuda::measure::attention::{Peer, Rotation, Shape};
+    use paf_cuda::weights::random_activations;
+    use paf_cuda::{BatchShape, Dtype, Result};
+
+    const SHAPES: [&str; 6] = [
+        "1x16x128x64",
+        "8x16x512x64",
+        "4x16x2048x64",
+        "4x16x4096x64:causal",
+        "4x16x4096x128",
+        "1x32/8x4096x128:causal",
+    ];
+    const LAUNCHES: usize = 8;
+    const HOT: Rotation = Rotation { name: "hot", sets: 1, launches: LAUNCHES };
+
+    pub fn run(criterion: &mut Criterion) -> Result<()> {
+        let device = Device::new(0)?;
+        let (stream, start, end) = (Stream::new(&device)?, Event::new_timing(&device)?, Event::new_timing(&device)?);
+        let mut peer = Peer::start("python3", 0).map_err(|error| eprintln!("{error}: measured without it")).ok();
+        let values = random_activations(1, 4_194_301, 1);
+        let source = Tensor::from_host(&device, Dtype::Bf16, 1, values.len(), &values)?;
+        let mut group = criterion.benchmark_group("attention, bf16");
+        for shape in SHAPES {
+            let shape: Shape = shape.parse()?;
+            let (rows, width) = shape.qkv();
+            let qkv = source.repeated(rows, width)?;
+            let mut out = Tensor::poisoned(&device, Dtype::Bf16, rows, shape.heads * shape.head_dim)?;
+            let batch = Batch::new(&device, &BatchShape::new(shape.batch, shape.seq_len)?)?;
+            let attention = Attention {
+                key_value_heads: shape.key_value_heads,
+                causal: shape.causal,
+                ..Attention::new(&batch, &qkv, shape.heads, shape.head_dim)
+            };
+            let graph = kernel::record_attentions(&stream, &[attention; LAUNCHES], &mut out)?;
+            group.throughput(Throughput::Elements(shape.flops() as u64));
+            let mut measure = |name: &str, sample: &mut dyn FnMut() -> Result<f64>| {
+                group.bench_function(BenchmarkId::new(name, shape), |bencher| {
+                    bencher.iter_custom(|launches| {
+                        let samples = launches.div_ceil(LAUNCHES as u64);
+                        let us: f64 = (0..samples).map(|_| sample().expect("a sample failed")).sum();
+                        Duration::from_secs_f64(us / samples as f64 * launches as f64 * 1e-6)
+                    });
+                });
+            };
+            measure("paf-cuda", &mut || {
+                start.record(&stream)?;
+                graph.launch(&stream)?;
+                end.record(&stream)?;
+                end.synchronize()?;
+                Ok(end.elapsed_us_since(&start)? / LAUNCHES as f64)
+            });
+            if let Some(peer) = &mut peer {
+                for backend in peer.prepare(shape, Dtype::Bf16, &[HOT])?.backends {
+                    measure(&backend, &mut || peer.sample(&backend, HOT.name));
+                }
+            }
+        }
+        group.finish();
+        Ok(())
+    }
+}
+
+fn attention(criterion: &mut Criterion) {
+    #[cfg(feature = "cuda")]
+    match paf_cuda::gpu::device_count() {
+        Ok(0) | Err(paf_cuda::Error::NoDriver) => {}
+        _ => return gpu::run(criterion).expect("the GPU does not work"),
+    }
+    let _ = criterion;
+    eprintln!("no CUDA device: nothing to measure");
+}
+
+criterion_group!(benches, attention);
+criterion_main!(benches);
