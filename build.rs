@@ -13,17 +13,27 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// What is compiled: source, PTX target, and whether it is compiled once for each element type.
-const SOURCES: [(&str, &str, bool); 7] = [
+const SOURCES: [(&str, &str, bool); 9] = [
     ("gemm_sm80", "compute_80", true),
     ("gemm_sm90", "compute_90a", true),
     ("attention_sm80", "compute_80", true),
     ("attention_sm90", "compute_90a", true),
     ("norm_sm80", "compute_80", true),
+    ("norm_sm90", "compute_90a", true),
     ("rotary_sm80", "compute_80", true),
+    ("rotary_sm90", "compute_90a", true),
     ("probe_sm80", "compute_80", false),
 ];
-const HEADERS: [&str; 6] =
-    ["ptx.cuh", "element.cuh", "activation.cuh", "tiles.cuh", "gemm_sm90_tile.cuh", "gemm_sm90_finish.cuh"];
+const HEADERS: [&str; 8] = [
+    "ptx.cuh",
+    "element.cuh",
+    "activation.cuh",
+    "tiles.cuh",
+    "gemm_sm90_tile.cuh",
+    "gemm_sm90_finish.cuh",
+    "norm.cuh",
+    "rotary.cuh",
+];
 /// The element types: the macro's value in the kernels, the suffix of the module.
 const ELEMENTS: [(&str, &str); 2] = [("Bf16", "bf16"), ("F16", "f16")];
 

@@ -41,6 +41,7 @@ struct AttentionParams {
     int k_column, v_column;
     float scale_log2;  // log2(e) / √head_dim
     int causal;
+    int early;  // whether the next kernel may begin once this one has what it waited for, not only when it nears its end
 };
 
 template <typename T, int D, int WARPGROUPS, int BN, int STAGES, int BLOCKS>
@@ -143,6 +144,7 @@ struct Attention {
 
     static __device__ __forceinline__ void produce(const AttentionParams& p, const Place& at) {
         ptx::dependency_wait();
+        if (p.early) ptx::dependents_launch();
         Ring ring;
         uint32_t q_parity = 1;
         Tile tile;

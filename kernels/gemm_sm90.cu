@@ -2,6 +2,7 @@
 //
 //   C = act(A·Wᵀ + b) + R      act on the columns from a given one on, or on none; b, R optional
 //   C = A₁·W₁ᵀ + A₂·W₂ᵀ …      K as the concatenation of two pairs of operands from anywhere, e.g. [ctx|h]·[Wo|W2]ᵀ
+//   C = [A₁·W₁ᵀ | A₂·W₂ᵀ] …    another A from a given column on, a tile's edge: products side by side
 //
 // N, both Ks and the leading dimensions are multiples of 8, pointers 16-byte aligned (TMA's rules); M is free.
 //
@@ -21,7 +22,8 @@
 //          distributed shared memory; they are added in a fixed order: no workspace, no second kernel, and results repeat
 //          bitwise.
 //
-// Programmatic dependent launch: weights and bias are read before the wait for the kernels before this one, the rest after.
+// Programmatic dependent launch: weights and bias are read before the wait for the kernels before this one, the rest after;
+// of two pairs, A of the first too if the host knows that it is complete.
 //
 // Tried on an H200, and what came of it:
 //   Barriers of cluster scope with release or acquire: a fence of the whole device each step, half the speed. Relaxed ones do.
@@ -66,9 +68,9 @@ struct Gemm {
         at.rank = log2_cluster > 0 ? ptx::cluster_rank() : 0;
         at.rank_n = split ? 0 : at.rank & ((1 << p.log2_n) - 1);
         at.rank_m = split ? 0 : at.rank >> p.log2_n;
-        const int steps = p.steps[0] + p.steps[1], part = split ? at.rank : 0;
-        at.first_step = part * steps >> p.log2_split;
-        at.end_step = (part + 1) * steps >> p.log2_split;
+        at.part = split ? at.rank : 0;
+        at.steps = Tile::first_step(p, 0, at.part + 1) - Tile::first_step(p, 0, at.part) +
+                   Tile::first_step(p, 1, at.part + 1) - Tile::first_step(p, 1, at.part);
 
         if (warp == W_WARP) {
             if (ptx::elect_one()) {
@@ -130,17 +132,21 @@ struct Gemm {
         uint32_t blocks = 0;
         for (int i = 0; i < 1 << log2_sharers; ++i)
             blocks |= 1u << (IS_W ? at.rank_n + (i << p.log2_n) : i + (at.rank_m << p.log2_n));
-        if (!IS_W) ptx::dependency_wait();
+        bool waits = !IS_W;
+        if (waits && !p.first_early) ptx::dependency_wait();
 
         Ring ring;
         typename Tile::Corner corner;
         for (int index = blockIdx.x >> log2_cluster; Tile::tile_at(p, at, index, corner); index += gridDim.x >> log2_cluster) {
             const int row = (IS_W ? corner.n0 : corner.m0) + slice;
             for (int pair = 0; pair < 2; ++pair) {
-                const TensorMap* map = maps + pair;
-                const int before = pair * p.steps[0];
-                const int end = min(at.end_step - before, p.steps[pair]) * BK;
-                for (int column = max(at.first_step - before, 0) * BK; column < end; column += BK) {
+                const TensorMap* map = maps + (!IS_W && corner.n0 >= p.a_from ? 1 : pair);
+                if (waits && p.first_early && pair == 1) {
+                    ptx::dependency_wait();
+                    waits = false;
+                }
+                const int end = Tile::first_step(p, pair, at.part + 1) * BK;
+                for (int column = Tile::first_step(p, pair, at.part) * BK; column < end; column += BK) {
                     const uint32_t full = at.full + ring.stage * 8, stage = to + ring.stage * STAGE;
                     ptx::barrier_wait(at.empty + ring.stage * 8, ring.parity ^ 1);
                     ptx::barrier_expect(full, BYTES);
@@ -185,7 +191,7 @@ struct Gemm {
                     finish.end(p, at, me, corner, d[part]);
                 }
             } else {
-                ring.skip(at.end_step - at.first_step, p.stages);
+                ring.skip(at.steps, p.stages);
             }
             if (Tile::IN_TURN) mine = !mine;
         }
@@ -215,7 +221,7 @@ struct Gemm {
         int previous = -1;
 #pragma unroll
         for (int part = 0; part < Tile::OWN_PARTS; ++part) ptx::accumulator_fence(d[part]);
-        for (int step = at.first_step; step < at.end_step; ++step) {
+        for (int step = 0; step < at.steps; ++step) {
             ptx::barrier_wait(at.full + ring.stage * 8, ring.parity);
             const uint64_t rows = rows_0 + ring.stage * (STAGE / 16), width = width_0 + ring.stage * (STAGE / 16);
             ptx::warpgroup_fence();
@@ -224,7 +230,7 @@ struct Gemm {
 #pragma unroll
                 for (int part = 0; part < Tile::OWN_PARTS; ++part)
                     T::template warpgroup_product<Tile::WIDTH>(d[part], rows + part * (PART / 16) + k * 2, width + k * 2,
-                                                               k > 0 || step > at.first_step);
+                                                               k > 0 || step > 0);
             ptx::warpgroup_commit();
             ptx::warpgroup_wait<1>();  // the stage before has been read
             if (previous >= 0 && tells) ptx::barrier_arrive_cluster(empty + previous * 8);

@@ -51,7 +51,7 @@ struct Chunks {
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
         if (p.residual && me.leads) {
-            ptx::dependency_wait();
+            if (!p.first_early) ptx::dependency_wait();
             ptx::bulk_wait_read<0>();
             for (int chunk = 0; chunk < Tile::BUFFERS && chunk < COUNT; ++chunk) load_residual(p, at, me, corner, chunk);
         }
@@ -166,7 +166,7 @@ struct FinishTokens {
         if (p.log2_split == 0) {
             chunks.begin(p, at, me, corner);
         } else if (p.residual && me.leads) {
-            ptx::dependency_wait();
+            if (!p.first_early) ptx::dependency_wait();
             load_residual_units(p, at, me, corner);
         }
         const int first = corner.n0 + me.warp % 4 * 16;

@@ -9,7 +9,7 @@ using ptx::TensorMap;
 
 // As src/gpu/gemm/sm90.rs lays it out.
 struct GemmParams {
-    TensorMap a[2], w[2];  // boxes of 64 columns and the rows of a block's slice, 128-byte swizzle; [1] if steps[1] > 0
+    TensorMap a[2], w[2];  // boxes of 64 columns and the rows of a block's slice, 128-byte swizzle; [1] if it is used
     TensorMap c, r;        // boxes of 64 columns and CHUNK rows (8 under split); r if `residual`
     const void* bias;      // [N] or null
     int m, n;
@@ -22,6 +22,8 @@ struct GemmParams {
     int stages;
     int rows, columns;  // of tiles, or of clusters' tiles where they share
     int group_m;        // rows that share their W in L2 before the raster moves on
+    int a_from;         // column from which on a[1] takes the place of a[0]; with one pair only
+    int first_early;    // whether the first pair's A and the residual are complete when this begins: then only the second A waits
 };
 
 // The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
@@ -83,8 +85,14 @@ struct GemmTile {
         uint32_t stages, output, sums, full, empty, residual, sums_full;  // shared memory
         int rank;                                                         // in the cluster
         int rank_n, rank_m;                                               // share: which of the neighbouring tiles
-        int first_step, end_step;                                         // split: which part of K
+        int part, steps;                                                  // split: which part of K, its steps
     };
+
+    // First step along K of a part of a pair. Every part gets its share of each pair, so that all of them can begin with the
+    // first; rounded down in one and up in the other, which leaves no part without a step.
+    static __device__ __forceinline__ int first_step(const GemmParams& p, int pair, int part) {
+        return part * p.steps[pair] + (pair == 0 ? 0 : (1 << p.log2_split) - 1) >> p.log2_split;
+    }
 
     // First row and column of a tile; a consumer's are those of its warpgroup's part.
     struct Corner {

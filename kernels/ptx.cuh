@@ -251,9 +251,18 @@ __device__ __forceinline__ void registers_increase() {
 }
 
 // Programmatic dependent launch. `dependency_wait` returns when the kernels before have finished and their writes are
-// visible; `dependents_launch` lets the next kernel's blocks begin where there is room. Nothing without the attribute.
-__device__ __forceinline__ void dependency_wait() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
-__device__ __forceinline__ void dependents_launch() { asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory"); }
+// visible; `dependents_launch` lets the next kernel's blocks begin where there is room, once every block has called it or
+// ended. Nothing without the attribute, and before Hopper, which has no such instructions.
+__device__ __forceinline__ void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void dependents_launch() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
 
 // 8×8 matrices of 16-bit elements, some of them transposed on the way; lane l supplies the address of row l % 8 of matrix l / 8.
 __device__ __forceinline__ void store_matrix_x4_transposed(uint32_t shared, const uint32_t (&r)[4]) {

@@ -87,25 +87,38 @@ pub enum Schedule {
     Serial,
     /// Attention on one stream, FFN on the other, forked and joined by events before the residual add.
     TwoStream,
+    /// Wide products on one stream: `[Wqkv; W1]` side by side along N, `[Wo | W2]` along K, whose sum is what the residual adds.
+    Fused,
+    /// The wide first product, then attention beside the second FFN product, then the output projection added onto that.
+    Hybrid,
 }
 
 impl Schedule {
     /// All schedules there are.
-    pub const ALL: [Self; 2] = [Self::Serial, Self::TwoStream];
+    pub const ALL: [Self; 4] = [Self::Serial, Self::TwoStream, Self::Fused, Self::Hybrid];
 
-    /// `serial` or `two-stream`.
+    /// `serial`, `two-stream`, `fused` or `hybrid`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Serial => "serial",
             Self::TwoStream => "two-stream",
+            Self::Fused => "fused",
+            Self::Hybrid => "hybrid",
         }
+    }
+
+    /// Whether the result is the same to the last bit: both run the same kernels, in another order. Others round sums at
+    /// other places.
+    pub fn agrees_bitwise(self, other: Self) -> bool {
+        let has_narrow_products = |schedule| matches!(schedule, Self::Serial | Self::TwoStream);
+        self == other || has_narrow_products(self) && has_narrow_products(other)
     }
 
     /// An error if `design` cannot be run in this order.
     pub fn check(self, design: Design) -> Result<()> {
-        if self == Self::TwoStream && !design.is_parallel() {
+        if self != Self::Serial && !design.is_parallel() {
             return Err(Error::Unsupported {
-                what: format!("schedule two-stream with design {design}"),
+                what: format!("schedule {self} with design {design}"),
                 remedy:
                     "in a serial design the FFN reads what attention wrote; use schedule serial, or a parallel design"
                         .into(),
@@ -430,10 +443,11 @@ mod tests {
     }
 
     #[test]
-    fn serial_designs_refuse_two_streams() {
+    fn serial_designs_have_one_order() {
         for design in Design::ALL {
-            assert_eq!(Schedule::TwoStream.check(design).is_ok(), design.is_parallel());
-            assert!(Schedule::Serial.check(design).is_ok());
+            for schedule in Schedule::ALL {
+                assert_eq!(schedule.check(design).is_ok(), design.is_parallel() || schedule == Schedule::Serial);
+            }
             assert!(!design.serial().is_parallel() && design.parallel().is_parallel());
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use paf_cuda::config::Rotary;
-use paf_cuda::gpu::{Batch, Branch, Device, Encoder, EncoderWeights, Stream, Tensor, device_count};
+use paf_cuda::gpu::{Batch, Branch, Device, Edges, Encoder, EncoderWeights, Stream, Tensor, Workspace, device_count};
 use paf_cuda::weights::{random_activations, random_layers};
 use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule, verify};
 
@@ -63,15 +63,22 @@ fn trials(device: &Device) -> Vec<Trial> {
             test(&device, design)
         }));
     };
-    for design in Design::ALL.into_iter().filter(|design| design.is_parallel()) {
-        add(format!("race {design}: schedules agree bitwise, branches held back, 250 repeats"), race, design);
-        add(format!("branches {design}: the captured graph forks and joins once a layer"), branches, design);
+    for design in Design::ALL {
+        add(format!("graph {design}: nodes and edges are the schedule's"), captured, design);
     }
     add("resources: the driver's compiler spills nothing".into(), resources, Design::PafPostNorm);
     add("refused: operands that do not fit".into(), refusals, Design::PafPostNorm);
     add("out of memory is an error that leaves the device usable".into(), out_of_memory, Design::PafPostNorm);
     add("threads: four at once agree with one".into(), threads, Design::PafPostNorm);
     for design in Design::ALL {
+        for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+            let (name, device) =
+                (format!("race {design} {schedule}: same bits, disturbed, 250 repeats"), device.clone());
+            trials.push(Trial::test(name, move || {
+                let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+                race(&device, design, schedule)
+            }));
+        }
         let device = device.clone();
         trials.push(Trial::test(format!("async {design}: forward returns before its stream has run"), move || {
             let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
@@ -121,23 +128,36 @@ impl Fixture {
     }
 
     fn run(&mut self, schedule: Schedule, hold_back: &[(Branch, Duration)]) -> Result<Vec<u16>, Error> {
+        self.run_in(schedule, |workspace| {
+            hold_back.iter().for_each(|&(branch, time)| workspace.hold_back(branch, time));
+        })
+    }
+
+    /// No kernel begins before the one before it has ended.
+    fn run_one_by_one(&mut self, schedule: Schedule) -> Result<Vec<u16>, Error> {
+        self.run_in(schedule, |workspace| workspace.set_overlap(false))
+    }
+
+    fn run_in(&mut self, schedule: Schedule, prepare: impl Fn(&mut Workspace)) -> Result<Vec<u16>, Error> {
         let Self { encoder, stream, batch, x, y } = self;
         let mut workspace = encoder.workspace(batch)?;
         workspace.poison()?;
         y.poison()?;
-        for &(branch, time) in hold_back {
-            workspace.hold_back(branch, time);
-        }
+        prepare(&mut workspace);
         encoder.forward(stream, schedule, batch, x, y, &mut workspace)?;
         y.to_bits()
     }
 }
 
-/// Two streams give serial's bits, whichever branch is late, eager and as a graph, every time.
-fn race(device: &Device, design: Design) -> Outcome {
+/// A schedule gives the bits that it gives where each kernel waits for the one before, and serial's if it runs the same kernels;
+/// whichever branch is late, eager and as a graph, every time.
+fn race(device: &Device, design: Design, schedule: Schedule) -> Outcome {
     let shape = BatchShape::new(2, 70)?.with_lengths(vec![70, 33])?;
     let mut fixture = Fixture::new(device, design, &shape)?;
-    let expected = fixture.run(Schedule::Serial, &[])?;
+    let expected = fixture.run_one_by_one(schedule)?;
+    if schedule.agrees_bitwise(Schedule::Serial) {
+        differs(&fixture.run_one_by_one(Schedule::Serial)?, &expected, || "kernels one by one".into())?;
+    }
     let late = Duration::from_micros(60); // several times what the whole other branch takes
     let disturbances = [
         vec![],
@@ -147,7 +167,7 @@ fn race(device: &Device, design: Design) -> Outcome {
     ];
     for repeat in 0..250 {
         let hold_back = &disturbances[repeat % disturbances.len()];
-        let eager = fixture.run(Schedule::TwoStream, hold_back)?;
+        let eager = fixture.run(schedule, hold_back)?;
         differs(&expected, &eager, || format!("eager repeat {repeat}, held back {hold_back:?}"))?;
     }
     for hold_back in &disturbances {
@@ -160,7 +180,7 @@ fn race(device: &Device, design: Design) -> Outcome {
         for repeat in 0..63 {
             workspace.poison()?;
             y.poison()?;
-            let graph = encoder.capture(stream, Schedule::TwoStream, batch, x, y, &mut workspace)?;
+            let graph = encoder.capture(stream, schedule, batch, x, y, &mut workspace)?;
             graph.launch(stream)?;
             graph.launch(stream)?;
             drop(graph);
@@ -180,29 +200,48 @@ fn differs(expected: &[u16], got: &[u16], when: impl Fn() -> String) -> Outcome 
     }
 }
 
-/// A chain of n nodes has n − 1 edges; two branches a layer have more.
-fn branches(device: &Device, design: Design) -> Outcome {
-    let shape = BatchShape::new(1, 32)?;
-    let mut fixture = Fixture::new(device, design, &shape)?;
+/// Kernels of a captured graph, its dependencies, and which of these let a kernel begin early.
+fn captured(device: &Device, design: Design) -> Outcome {
+    let mut fixture = Fixture::new(device, design, &BatchShape::new(1, 32)?)?;
     let Fixture { encoder, stream, batch, x, y } = &mut fixture;
     let layers = encoder.config().num_hidden_layers;
-    // Two chains of 3 and 2 kernels between one fork and one join; the norm of a pre-norm stack's input leads.
-    let nodes = layers * 6 + usize::from(!design.is_post_norm());
     let mut workspace = encoder.workspace(batch)?;
-    let serial = encoder.capture(stream, Schedule::Serial, batch, x, y, &mut workspace)?;
-    let got = (serial.nodes()?, serial.edges()?);
-    if got != (nodes, nodes - 1) {
-        return Err(format!("serial: (nodes, edges) = {got:?}, expected {:?}", (nodes, nodes - 1)).into());
-    }
-    drop(serial);
-    let two = encoder.capture(stream, Schedule::TwoStream, batch, x, y, &mut workspace)?;
-    // A layer: two edges out of the fork, three inside the branches, two into the join; from the second layer on also the
-    // FFN stream's own order. In the first layer of a post-norm stack nothing precedes the fork: its branches are roots.
-    let roots = if design.is_post_norm() { 2 } else { 0 };
-    let expected = (nodes, layers * 7 + (layers - 1) - roots);
-    let got = (two.nodes()?, two.edges()?);
-    if got != expected {
-        return Err(format!("two-stream: (nodes, edges) = {got:?}, expected {expected:?}").into());
+    // The norm of a pre-norm stack's input leads. The last of its joins has no norm to make, and nothing to do at all where the
+    // product before it has added everything up.
+    let lead = usize::from(!design.is_post_norm());
+    let begins_early = device.info().compute_capability == (9, 0);
+    for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+        let (nodes, all, programmatic) = match schedule {
+            Schedule::Serial | Schedule::Fused => {
+                let sums_early = schedule == Schedule::Fused || design == Design::SafPreNorm;
+                let joins = layers - if sums_early { lead } else { 0 };
+                // The two norms' inputs are one product on Hopper alone.
+                let separate = usize::from(design == Design::PafPreNormTwo && !begins_early);
+                let products = if schedule == Schedule::Fused { 3 + separate } else { 5 };
+                // SAF has a join more, between its blocks.
+                let nodes = lead + layers * (products + usize::from(!design.is_parallel())) + joins;
+                (nodes, nodes - 1, nodes - 1)
+            }
+            // A layer: two edges out of the fork, three inside the branches, two into the join; from the second layer on also
+            // the FFN stream's own order. In the first layer of a post-norm stack nothing precedes the fork.
+            Schedule::TwoStream => {
+                let all = layers * 7 + (layers - 1) - 2 * (1 - lead);
+                (lead + layers * 6, all, layers * 3 + (layers - 1) + lead)
+            }
+            // The first product after the join before; attention and W2 after that, W2 also in its stream's order; Wo after both.
+            Schedule::Hybrid => {
+                let separate = usize::from(design == Design::PafPreNormTwo && !begins_early);
+                let joins = layers - lead;
+                let chained = lead + (layers - 1) + layers * (1 + separate) + joins;
+                (lead + layers * (4 + separate) + joins, chained + layers + (layers - 1) + 2 * layers, chained)
+            }
+        };
+        let expected = (nodes, Edges { all, programmatic: if begins_early { programmatic } else { 0 } });
+        let graph = encoder.capture(stream, schedule, batch, x, y, &mut workspace)?;
+        let got = (graph.nodes()?, graph.edges()?);
+        if got != expected {
+            return Err(format!("{schedule}: nodes and edges {got:?}, expected {expected:?}").into());
+        }
     }
     Ok(())
 }

@@ -127,6 +127,7 @@ proptest! {
             Ok(two_stream) => prop_assert!(y == two_stream),
             Err(error) => prop_assert!(!case.config.layer.design.is_parallel(), "{error}"),
         }
+        prop_assert!(run(&encoder, Schedule::Fused, &case.shape, &x).is_err());
     }
 
     #[test]

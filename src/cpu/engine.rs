@@ -11,6 +11,9 @@ use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, S
 use crate::error::{Error, Result};
 use crate::weights::{LayerWeights, NormWeights};
 
+/// The schedules that the engine has. Both give the same bits.
+pub const SCHEDULES: [Schedule; 2] = [Schedule::Serial, Schedule::TwoStream];
+
 /// A stack of layers, ready to run on the CPU. Cheap to clone: the weights are shared.
 #[derive(Debug, Clone)]
 pub struct Encoder {
@@ -62,7 +65,8 @@ impl Encoder {
     /// for the blocks that it packs.
     ///
     /// # Errors
-    /// What [`Schedule::check`] finds; [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for
+    /// What [`Schedule::check`] finds; [`Error::Unsupported`] for a schedule that is none of [`SCHEDULES`];
+    /// [`Error::Mismatch`] if `x` or `y` has another length, or `workspace` is for
     /// other dimensions or fewer rows.
     pub fn forward(
         &self,
@@ -75,6 +79,12 @@ impl Encoder {
         let config = &self.config.layer;
         let (rows, hidden_size) = (shape.rows(), config.hidden_size);
         schedule.check(config.design)?;
+        if !SCHEDULES.contains(&schedule) {
+            return Err(Error::Unsupported {
+                what: format!("schedule {schedule} on the CPU engine"),
+                remedy: "wide products are a GPU's; use serial or two-stream".into(),
+            });
+        }
         check_len("forward", "x", x.len(), [rows, hidden_size])?;
         check_len("forward", "y", y.len(), [rows, hidden_size])?;
         let mut buffers = workspace.buffers(widths(config), rows)?;
@@ -253,14 +263,11 @@ impl Layer<'_> {
 /// Either way each product is offered to all threads of the pool: the branches then share them by work stealing, and
 /// neither is left with half of the machine when the other is done.
 fn both(schedule: Schedule, attention: impl FnOnce() + Send, ffn: impl FnOnce() + Send) {
-    match schedule {
-        Schedule::Serial => {
-            attention();
-            ffn();
-        }
-        Schedule::TwoStream => {
-            rayon::join(attention, ffn);
-        }
+    if schedule == Schedule::TwoStream {
+        rayon::join(attention, ffn);
+    } else {
+        attention();
+        ffn();
     }
 }
 

@@ -9,7 +9,7 @@ mod model;
 pub mod oracle;
 pub(crate) mod product;
 
-pub use engine::{Encoder, Workspace};
+pub use engine::{Encoder, SCHEDULES, Workspace};
 pub use model::{Model, Pooling};
 
 use crate::config::BatchShape;

@@ -32,6 +32,9 @@ pub(super) struct Attention {
     pub(super) variant: Option<AttentionVariant>,
     /// Programmatic dependent launch; the portable kernel ignores it.
     pub(super) overlap: bool,
+    /// Lets the next kernel, if that has `overlap`, begin as soon as what this one reads is complete; else when this one has
+    /// asked for all that it reads.
+    pub(super) early: bool,
 }
 
 /// The planner's choice for this device.
@@ -40,6 +43,14 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention)
     Ok(match on_hopper {
         Some(rows) => AttentionVariant::Sm90 { rows },
         None => AttentionVariant::Sm80 { rows: kernels.attention_sm80(device)?.planned(device, attention)? },
+    })
+}
+
+/// Shared memory that a product beside this attention should leave free on each multiprocessor, bytes.
+pub(super) fn spare_bytes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<usize> {
+    Ok(match (planned(kernels, device, attention)?, &kernels.attention_sm90) {
+        (AttentionVariant::Sm90 { rows }, Some(sm90)) => sm90.spare_bytes(device, attention, rows),
+        _ => 0,
     })
 }
 
@@ -168,6 +179,7 @@ mod tests {
             causal: false,
             variant: None,
             overlap: false,
+            early: false,
         };
         good.check().unwrap();
         Attention { key_value_heads: 1, qkv: matrix(0x1000, 128), ..good }.check().unwrap();

@@ -232,7 +232,7 @@ impl Device {
     }
 
     /// Whether Hopper's own kernels run here.
-    pub(super) fn uses_hopper_kernels(&self) -> bool {
+    pub(crate) fn uses_hopper_kernels(&self) -> bool {
         // Code for 9.0 with its architecture-specific instructions runs on 9.0 alone.
         self.inner.info.compute_capability == (9, 0) && !self.inner.portable
     }

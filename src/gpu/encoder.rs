@@ -16,21 +16,26 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::weights::LayerWeights;
 
-/// Every tensor of a layer starts on this many bytes.
+/// Tensors of a layer start on this many bytes.
 const ALIGNMENT: usize = 256;
 
 /// One layer's weights in one allocation.
 #[derive(Debug)]
 pub(super) struct DeviceLayer {
+    /// `w_qkv` and `w_1`, one above the other.
+    pub(super) w_wide: Matrix,
     pub(super) w_qkv: Matrix,
     pub(super) w_1: Matrix,
     pub(super) w_o: Matrix,
     pub(super) w_2: Matrix,
     // Pointers to vectors.
+    /// `b_1` follows.
     pub(super) b_qkv: u64,
     pub(super) b_1: u64,
     pub(super) b_o: u64,
     pub(super) b_2: u64,
+    /// `b_o + b_2`.
+    pub(super) b_out: u64,
     pub(super) ln_1: (u64, u64),
     pub(super) ln_2: (u64, u64),
     _buffer: Buffer,
@@ -40,6 +45,7 @@ impl DeviceLayer {
     fn upload(device: &Device, config: &LayerConfig, dtype: Dtype, weights: &LayerWeights) -> Result<Self> {
         weights.check(config)?;
         let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
+        let b_out: Vec<f32> = weights.b_o.iter().zip(&weights.b_2).map(|(o, two)| o + two).collect();
         let tensors = [
             &weights.w_qkv,
             &weights.w_1,
@@ -49,15 +55,17 @@ impl DeviceLayer {
             &weights.b_1,
             &weights.b_o,
             &weights.b_2,
+            &b_out,
             &weights.ln_1.gamma,
             &weights.ln_1.beta,
             &weights.ln_2.gamma,
             &weights.ln_2.beta,
         ];
-        let mut bytes = 0;
-        let offsets = tensors.map(|tensor| {
-            let offset = bytes;
-            bytes += (tensor.len() * Dtype::BYTES).next_multiple_of(ALIGNMENT);
+        let mut bytes = 0usize;
+        let offsets: [usize; 13] = std::array::from_fn(|i| {
+            // What the wide product reads as one leaves no gap: widths are multiples of 8, of 16 bytes.
+            let offset = if matches!(i, 1 | 5) { bytes } else { bytes.next_multiple_of(ALIGNMENT) };
+            bytes = offset + tensors[i].len() * Dtype::BYTES;
             offset
         });
         let buffer = Buffer::new(device, "the weights of a layer", bytes)?;
@@ -67,6 +75,7 @@ impl DeviceLayer {
         let at = |index: usize| buffer.pointer() + offsets[index] as u64;
         let matrix = |index, rows, cols| Matrix { pointer: at(index), rows, cols, stride: cols };
         Ok(Self {
+            w_wide: matrix(0, qkv + f, h),
             w_qkv: matrix(0, qkv, h),
             w_1: matrix(1, f, h),
             w_o: matrix(2, h, q),
@@ -75,8 +84,9 @@ impl DeviceLayer {
             b_1: at(5),
             b_o: at(6),
             b_2: at(7),
-            ln_1: (at(8), at(9)),
-            ln_2: (at(10), at(11)),
+            b_out: at(8),
+            ln_1: (at(9), at(10)),
+            ln_2: (at(11), at(12)),
             _buffer: buffer,
         })
     }

@@ -5,10 +5,12 @@ pub(super) mod sm80;
 pub(super) mod sm90;
 mod variant;
 
+use sm90::Shape;
+
 use super::device::{Device, Stream};
 use super::launch::Kernels;
 use super::memory::Matrix;
-use super::plan;
+use super::plan::{self, Limits};
 use super::tiles::GEMM_TILE_K;
 use crate::config::HiddenAct;
 use crate::error::{Error, Result};
@@ -32,6 +34,9 @@ pub(super) struct Gemm {
     pub(super) w: Matrix,
     /// A second pair: `A·Wᵀ + A₂·W₂ᵀ`, the product along the concatenation of both Ks.
     pub(super) second: Option<(Matrix, Matrix)>,
+    /// Another A, of A's shape, for the columns from this one on: products side by side. Hopper's kernel alone has that, not
+    /// together with a second pair, and tiles must meet at that column.
+    pub(super) beside: Option<(Matrix, usize)>,
     pub(super) bias: u64,
     pub(super) then: Then,
     pub(super) c: Matrix,
@@ -40,12 +45,29 @@ pub(super) struct Gemm {
     /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. That kernel
     /// must write neither W nor the bias. Only Hopper's kernel can; it is no more than a hint.
     pub(super) overlap: bool,
+    /// With `overlap` and two pairs: the first one's A, and the residual, are complete before the kernel before this one lets
+    /// this one begin, and so need no waiting for.
+    pub(super) first_early: bool,
+    /// Shared memory of each multiprocessor, bytes, that shall be left to another kernel's blocks. For the planner.
+    pub(super) spare_bytes: usize,
 }
 
 impl Gemm {
     /// `c = a·wᵀ + bias`, as planned.
     pub(super) fn new(a: Matrix, w: Matrix, bias: u64, then: Then, c: Matrix) -> Self {
-        Self { a, w, second: None, bias, then, c, variant: None, overlap: false }
+        Self {
+            a,
+            w,
+            second: None,
+            beside: None,
+            bias,
+            then,
+            c,
+            variant: None,
+            overlap: false,
+            first_early: false,
+            spare_bytes: 0,
+        }
     }
 
     /// (M, N).
@@ -68,16 +90,21 @@ impl Gemm {
     }
 }
 
-/// The planner's choice for this device; `steps` are of 64 along K.
-pub(super) fn planned(kernels: &Kernels, device: &Device, m: usize, n: usize, steps: usize) -> Result<GemmVariant> {
+/// The planner's choice for this device; a shape's steps are of 64 along K.
+pub(super) fn planned(kernels: &Kernels, device: &Device, shape: Shape, limits: Limits) -> Result<GemmVariant> {
     Ok(match &kernels.gemm_sm90 {
-        Some(hopper) => hopper.planned(m, n, steps),
+        Some(hopper) => hopper.planned(shape, limits),
         None => {
             let portable = kernels.gemm_sm80(device)?;
-            let multiprocessors = device.info().multiprocessors as usize;
+            let ((m, n, steps), multiprocessors) = (shape, device.info().multiprocessors as usize);
             plan::gemm_sm80(m, n, steps, multiprocessors, |tile| portable.has(tile))
         }
     })
+}
+
+/// Whether there is a kernel for a product with another A from that column on.
+pub(super) fn takes_two_inputs(kernels: &Kernels, column: usize) -> bool {
+    kernels.gemm_sm90.is_some() && column.is_multiple_of(64)
 }
 
 /// Launches the product on `stream`.
@@ -91,10 +118,17 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> 
     let ((m, n), steps) = (gemm.shape(), gemm.steps().iter().sum());
     let variant = match gemm.variant {
         Some(variant) => variant,
-        None => planned(kernels, stream.device(), m, n, steps)?,
+        None => {
+            let limits = Limits { edge: gemm.beside.map_or(0, |(_, column)| column), spare_bytes: gemm.spare_bytes };
+            planned(kernels, stream.device(), (m, n, steps), limits)?
+        }
     };
     // SAFETY: shapes were checked; liveness is the caller's promise.
     match variant {
+        GemmVariant::Sm80 { .. } if gemm.beside.is_some() => Err(Error::Unsupported {
+            what: format!("a second A with GEMM variant {variant}"),
+            remedy: "the portable kernel has none: compute two products".into(),
+        }),
         GemmVariant::Sm80 { tile } => unsafe { kernels.gemm_sm80(stream.device())?.launch(stream, gemm, tile) },
         GemmVariant::Sm90 { tile, cluster, stages } => match &kernels.gemm_sm90 {
             Some(hopper) => unsafe { hopper.launch(stream, kernels.dtype(), gemm, tile, cluster, stages) },
@@ -125,7 +159,7 @@ fn activation_number(act: HiddenAct) -> i32 {
 impl Gemm {
     fn check(&self) -> Result<()> {
         const OPERATION: &str = "gemm";
-        let Self { a, w, c, bias, second, .. } = self;
+        let Self { a, w, c, bias, second, beside, .. } = self;
         let shape = |matrix: &Matrix| format!("{} × {}", matrix.rows, matrix.cols);
         if a.cols != w.cols || w.rows != c.cols || a.rows != c.rows {
             return Err(Error::mismatch(
@@ -154,6 +188,15 @@ impl Gemm {
             // The same rules for the second pair, which is a product of its own into the same C.
             let pair = Self { a: *a2, w: *w2, second: None, then: Then::Bias, ..*self };
             pair.check()?;
+        }
+        if let Some((a2, column)) = beside {
+            let alike = (a2.rows, a2.cols) == (a.rows, a.cols) && second.is_none() && !c.overlaps(a2);
+            if !alike || *column > c.cols {
+                let got = format!("{} at {:#x}, from column {column}", shape(a2), a2.pointer);
+                let expected = format!("{}, in other memory than C, a column of C, and no second pair", shape(a));
+                return Err(Error::mismatch(OPERATION, "second A", got, expected));
+            }
+            a2.check_aligned(OPERATION, "second A")?;
         }
         if !bias.is_multiple_of(16) {
             return Err(Error::mismatch(OPERATION, "bias", format!("at {bias:#x}"), "a 16-byte aligned pointer"));
@@ -202,6 +245,9 @@ mod tests {
             second: None,
             variant: None,
             overlap: false,
+            first_early: false,
+            beside: None,
+            spare_bytes: 0,
         }
     }
 
@@ -221,6 +267,9 @@ mod tests {
             (Gemm { second: Some((matrix(0x50_0000, 5, 8), matrix(0x60_0004, 24, 8))), ..gemm() }, "0x600004"),
             (Gemm { second: Some((matrix(0x30_0000, 5, 8), matrix(0x60_0000, 24, 8))), ..gemm() }, "overlapping A"),
             (Gemm { c: matrix(0x30_0000, 1 << 21, 24), a: matrix(0x8000_0000, 1 << 21, 64), ..gemm() }, "2097152"),
+            (Gemm { beside: Some((matrix(0x50_0000, 5, 56), 8)), ..gemm() }, "5 × 56"),
+            (Gemm { beside: Some((matrix(0x30_0000, 5, 64), 8)), ..gemm() }, "0x300000"),
+            (Gemm { beside: Some((matrix(0x50_0000, 5, 64), 32)), ..gemm() }, "column 32"),
             (Gemm { a: matrix(0x10_0000, 5, 60), w: matrix(0x20_0000, 24, 60), ..gemm() }, "5, 24, 60"),
         ];
         for (bad, part) in cases {

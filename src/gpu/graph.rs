@@ -16,6 +16,15 @@ pub struct Graph<'a> {
     operands: PhantomData<&'a mut ()>,
 }
 
+/// How many dependencies a graph has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edges {
+    /// All of them.
+    pub all: usize,
+    /// Those under which a kernel may begin before the one that it depends on has ended (programmatic dependent launch).
+    pub programmatic: usize,
+}
+
 // SAFETY: both are handles that the driver lets any thread use, one at a time; launching takes `&self`, which the driver
 // allows as well since the launches of one executable are ordered.
 unsafe impl Send for Graph<'_> {}
@@ -93,18 +102,28 @@ impl Graph<'_> {
         Ok(count)
     }
 
-    /// Number of dependencies between its nodes: one less than the nodes for a single chain, more where branches join.
+    /// Dependencies between its nodes: one less than the nodes for a single chain, more where branches join.
     ///
     /// # Errors
     /// [`Error::Cuda`], [`Error::ContextLost`].
-    pub fn edges(&self) -> Result<usize> {
+    pub fn edges(&self) -> Result<Edges> {
         self.device.enter()?;
         let mut count = 0;
         let none = std::ptr::null_mut();
-        // SAFETY: as above.
-        let counted = unsafe { sys::cuGraphGetEdges(self.graph, none, none, &mut count) };
+        // SAFETY: with no arrays given, the driver only writes the count.
+        let counted = unsafe { sys::cuGraphGetEdges_v2(self.graph, none, none, std::ptr::null_mut(), &mut count) };
         self.device.check("counting a graph's edges", counted.result())?;
-        Ok(count)
+        let (mut from, mut to) = (vec![std::ptr::null_mut(); count], vec![std::ptr::null_mut(); count]);
+        let plain = sys::CUgraphEdgeData { from_port: 0, to_port: 0, type_: 0, reserved: [0; 5] };
+        let mut data = vec![plain; count];
+        // SAFETY: three arrays of `count` elements.
+        let listed = unsafe {
+            sys::cuGraphGetEdges_v2(self.graph, from.as_mut_ptr(), to.as_mut_ptr(), data.as_mut_ptr(), &mut count)
+        };
+        self.device.check("listing a graph's edges", listed.result())?;
+        let programmatic = sys::CUgraphDependencyType::CU_GRAPH_DEPENDENCY_TYPE_PROGRAMMATIC as u8;
+        let programmatic = data.iter().filter(|data| data.type_ == programmatic).count();
+        Ok(Edges { all: count, programmatic })
     }
 }
 

@@ -13,7 +13,7 @@ use super::graph::Graph;
 pub use super::launch::KernelResources;
 use super::memory::{Floats, Matrix, Tensor};
 use super::norm::{self, Join, NormOutput};
-use super::plan;
+use super::plan::{self, Limits};
 pub use super::rotary::RotaryTable;
 use super::rotary::{self, Rotate};
 use super::tiles::{AttentionTile, GEMM_SM80_TILES};
@@ -44,6 +44,9 @@ pub struct Product<'a> {
     /// Another pair, `[M, K₂]` and `[N, K₂]`, whose product is added before the bias: the product along the concatenation of
     /// both Ks, as `[context | inner] · [Wo | W2]ᵀ`.
     pub second: Option<(&'a Tensor, &'a Tensor)>,
+    /// Other activations, `[M, K]`, for the columns from this one on: products of two inputs side by side, as
+    /// `[n₁·Wqkvᵀ | n₂·W1ᵀ]`. Not with a second pair; on Hopper alone.
+    pub beside: Option<(&'a Tensor, usize)>,
     /// `[1, N]`.
     pub bias: Option<&'a Tensor>,
     /// What follows.
@@ -58,7 +61,7 @@ pub struct Product<'a> {
 impl<'a> Product<'a> {
     /// `a · wᵀ` and nothing else.
     pub fn new(a: &'a Tensor, w: &'a Tensor) -> Self {
-        Self { a, w, second: None, bias: None, epilogue: Epilogue::None, variant: None, overlap: false }
+        Self { a, w, second: None, beside: None, bias: None, epilogue: Epilogue::None, variant: None, overlap: false }
     }
 }
 
@@ -78,7 +81,8 @@ pub fn gemm_variants(device: &Device, m: usize, k: usize) -> Vec<GemmVariant> {
 /// # Errors
 /// [`Error::Cuda`], [`Error::ContextLost`] where the kernels cannot be loaded.
 pub fn planned_gemm(device: &Device, dtype: Dtype, m: usize, n: usize, k: usize) -> Result<GemmVariant> {
-    gemm::planned(device.kernels(dtype)?, device, m, n, k.div_ceil(super::tiles::GEMM_TILE_K))
+    let steps = k.div_ceil(super::tiles::GEMM_TILE_K);
+    gemm::planned(device.kernels(dtype)?, device, (m, n, steps), Limits::default())
 }
 
 /// What each kernel takes of a multiprocessor, as the driver compiled it for `device`. The same kernels as the toolkit's
@@ -133,6 +137,7 @@ impl<'a> Attention<'a> {
             causal,
             variant,
             overlap,
+            early: false,
         }
     }
 }
@@ -162,13 +167,13 @@ pub fn planned_attention(attention: &Attention<'_>) -> Result<AttentionVariant> 
 /// [`Error::ContextLost`].
 pub fn gemm(stream: &Stream, product: &Product<'_>, c: &mut Tensor) -> Result<()> {
     const OPERATION: &str = "gemm";
-    let &Product { a, w, second, bias, epilogue, variant, overlap } = product;
+    let &Product { a, w, second, beside, bias, epilogue, variant, overlap } = product;
     let residual = match epilogue {
         Epilogue::Residual(tensor) => Some(tensor),
         _ => None,
     };
-    let of_second = second.into_iter().flat_map(|(a, w)| [a, w]);
-    let dtype = same_kind(OPERATION, stream, [a, w, c].into_iter().chain(of_second).chain(bias).chain(residual))?;
+    let others = second.into_iter().flat_map(|(a, w)| [a, w]).chain(beside.map(|(a, _)| a));
+    let dtype = same_kind(OPERATION, stream, [a, w, c].into_iter().chain(others).chain(bias).chain(residual))?;
     if let Some(bias) = bias {
         check_shape(OPERATION, "bias", bias, (1, c.shape().1))?;
     }
@@ -180,7 +185,8 @@ pub fn gemm(stream: &Stream, product: &Product<'_>, c: &mut Tensor) -> Result<()
     };
     let bias = bias.map_or(0, |bias| bias.matrix().pointer);
     let second = second.map(|(a, w)| (a.matrix(), w.matrix()));
-    let gemm = Gemm { second, variant, overlap, ..Gemm::new(a.matrix(), w.matrix(), bias, then, c.matrix()) };
+    let beside = beside.map(|(a, column)| (a.matrix(), column));
+    let gemm = Gemm { second, beside, variant, overlap, ..Gemm::new(a.matrix(), w.matrix(), bias, then, c.matrix()) };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed; what the kernel before
@@ -267,7 +273,8 @@ pub fn rotary(
     let width = heads.saturating_add(key_value_heads.saturating_mul(2)).saturating_mul(head_dim);
     check_shape(OPERATION, "QKV", qkv, (batch.shape().rows(), width))?;
     let heads = heads + key_value_heads;
-    let rotate = Rotate { qkv: qkv.matrix(), table, sequences: batch.sequences(), heads, head_dim };
+    let sequences = batch.sequences();
+    let rotate = Rotate { qkv: qkv.matrix(), table, sequences, heads, head_dim, overlap: false };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.
@@ -327,6 +334,7 @@ pub fn join(
         lengths: batch.sequences().padding(),
         seq_len: batch.shape().seq_len(),
         eps,
+        overlap: false,
     };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;

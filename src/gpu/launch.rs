@@ -214,6 +214,8 @@ fn cluster_attribute(blocks: usize) -> sys::CUlaunchAttribute {
 /// Every kernel for one element type.
 pub(super) struct Kernels {
     dtype: Dtype,
+    /// Whether norms and rotary embeddings can begin before the kernel before them has ended.
+    pub(super) overlaps: bool,
     // The portable ones are loaded at once where they are the path, else when they are first asked for; Hopper's are `None`
     // where the device is no Hopper, or is to use the portable kernels only.
     gemm_sm80: OnceLock<Result<Sm80Gemm>>,
@@ -233,8 +235,10 @@ pub(super) struct Kernels {
 impl Kernels {
     pub(super) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
         device.enter()?;
-        let norm_module = Module::load(device, &format!("norm_sm80_{dtype}"))?;
-        let rotary_module = Module::load(device, &format!("rotary_sm80_{dtype}"))?;
+        let hopper = device.uses_hopper_kernels();
+        let target = if hopper { "sm90" } else { "sm80" };
+        let norm_module = Module::load(device, &format!("norm_{target}_{dtype}"))?;
+        let rotary_module = Module::load(device, &format!("rotary_{target}_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
         let norm = NormKernel::ALL
             .iter()
@@ -245,9 +249,9 @@ impl Kernels {
             .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
             .collect::<Result<_>>()?;
         let delay = probe_module.function(device, "delay", 1, 0)?;
-        let hopper = device.uses_hopper_kernels();
         let kernels = Self {
             dtype,
+            overlaps: hopper,
             gemm_sm80: OnceLock::new(),
             gemm_sm90: hopper.then(|| Sm90Gemm::load(device, dtype)).transpose()?,
             attention_sm80: OnceLock::new(),
@@ -355,17 +359,17 @@ impl Module {
         // SAFETY: the module is loaded.
         let found = unsafe { result::module::get_function(self.raw, entry) };
         let raw = device.check("finding a kernel", found)?;
-        if shared_bytes > 48 << 10 {
+        let set = |attribute, value| {
             // SAFETY: the function is live, and the caller has compared the size with the device's limit.
-            let set = unsafe {
-                result::function::set_function_attribute(
-                    raw,
-                    FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                    shared_bytes as i32,
-                )
-            };
-            device.check("raising a kernel's shared memory", set)?;
+            let set = unsafe { result::function::set_function_attribute(raw, attribute, value) };
+            device.check("setting a kernel's shared memory", set)
+        };
+        if shared_bytes > 48 << 10 {
+            set(FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes as i32)?;
         }
+        // One division of a multiprocessor's memory into shared memory and cache for all: kernels that want another one cannot
+        // run on it at the same time, and it has to be empty to change.
+        set(FunctionAttribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
         let attribute = |attribute| {
             // SAFETY: the function is live.
             let value = unsafe { result::function::get_function_attribute(raw, attribute) };

@@ -29,6 +29,6 @@ mod workspace;
 pub use batch::Batch;
 pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version};
 pub use encoder::{Encoder, EncoderWeights};
-pub use graph::Graph;
+pub use graph::{Edges, Graph};
 pub use memory::{Floats, Tensor};
 pub use workspace::{Branch, Workspace};

@@ -63,6 +63,8 @@ pub(super) struct Join {
     pub(super) lengths: u64,
     pub(super) seq_len: usize,
     pub(super) eps: f32,
+    /// Programmatic dependent launch: only γ and β are read before the kernel before this one has ended. A hint.
+    pub(super) overlap: bool,
 }
 
 /// `NormParams` of the kernel.
@@ -101,7 +103,8 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> 
         seq_len: join.seq_len as i32,
         eps: join.eps,
     };
-    let grid = Grid::new(rows.div_ceil(NormKernel::ALL[index].rows_per_block()), 1);
+    let blocks = rows.div_ceil(NormKernel::ALL[index].rows_per_block());
+    let grid = Grid { overlap: join.overlap && kernels.overlaps, ..Grid::new(blocks, 1) };
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
     unsafe { kernels.norm[index].launch(stream, grid, &parameters) }
 }
@@ -180,6 +183,7 @@ mod tests {
             lengths: 0,
             seq_len: 3,
             eps: 1e-5,
+            overlap: false,
         };
         assert_eq!(good.check().unwrap(), (3, 16));
         let wide = Matrix { cols: 24, ..matrix(0x2000) };

@@ -80,9 +80,27 @@ const SM90_COSTS: [Sm90TileCost; 11] = [
     Sm90TileCost { step_ns: [89.0, 131.0], finish_ns: 523.0 },    // 16x64
 ];
 
-/// The variant of Hopper's kernel with the least estimated time.
-pub(super) fn gemm_sm90(m: usize, n: usize, steps: usize, room: &Room) -> GemmVariant {
-    sm90_variants(m, steps, room.shared_bytes)
+/// What a choice of variant has to observe beside the shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Limits {
+    /// A column at which tiles must meet.
+    pub(super) edge: usize,
+    /// Shared memory of each multiprocessor to leave free, bytes, and half of its registers, for another kernel's block.
+    pub(super) spare_bytes: usize,
+}
+
+impl Limits {
+    fn allow(&self, variant: GemmVariant) -> bool {
+        let GemmVariant::Sm90 { tile, cluster, .. } = variant else { return false };
+        let tile = &GEMM_SM90_TILES[tile];
+        self.edge.is_multiple_of(tile.n * cluster.shared().0) && (self.spare_bytes == 0 || tile.holds_two_blocks())
+    }
+}
+
+/// The variant of Hopper's kernel with the least estimated time. Some tile of 64 columns always remains.
+pub(super) fn gemm_sm90(m: usize, n: usize, steps: usize, limits: Limits, room: &Room) -> GemmVariant {
+    sm90_variants(m, steps, room.shared_bytes - limits.spare_bytes)
+        .filter(|&variant| limits.allow(variant))
         .map(|variant| (sm90_cost_ns(m, n, steps, room, variant), variant))
         .min_by(|a, b| a.0.total_cmp(&b.0))
         .expect("every shape has a variant")
@@ -251,7 +269,7 @@ mod tests {
 
     #[test]
     fn hopper_products_fill_the_device_and_split_where_they_cannot() {
-        let name = |m, n, k: usize| gemm_sm90(m, n, k.div_ceil(64), &ROOM).to_string();
+        let name = |m, n, k: usize| gemm_sm90(m, n, k.div_ceil(64), Limits::default(), &ROOM).to_string();
         // Few rows: narrow tiles, and K split where N has few columns.
         assert!(name(1, 16384, 4096).starts_with("sm90:16x64:share"), "{}", name(1, 16384, 4096));
         assert!(name(1, 1024, 5120).starts_with("sm90:16x64:split"), "{}", name(1, 1024, 5120));
@@ -269,7 +287,10 @@ mod tests {
         for m in [1, 2, 17, 100, 1000, 1 << 20] {
             for n in [8, 264, 1 << 17] {
                 for steps in [1, 2, 15, 1000] {
-                    let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, steps, &ROOM) else { panic!() };
+                    let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, steps, Limits::default(), &ROOM)
+                    else {
+                        panic!()
+                    };
                     let tile = &GEMM_SM90_TILES[tile];
                     assert!(stages >= 2 && tile.shared_bytes(stages, cluster.split()) <= ROOM.shared_bytes);
                     assert!(cluster.split() <= steps);

@@ -116,6 +116,8 @@ pub(super) struct Rotate<'a> {
     /// Query heads and key heads together.
     pub(super) heads: usize,
     pub(super) head_dim: usize,
+    /// Programmatic dependent launch: only the table is read before the kernel before this one has ended. A hint.
+    pub(super) overlap: bool,
 }
 
 /// `RotaryParams` of the kernel.
@@ -154,8 +156,9 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, rotate: &Rotate<
         dim: rotary.dim as i32,
         padding: 0,
     };
+    let grid = Grid { overlap: rotate.overlap && kernels.overlaps, ..Grid::new(sequences.rows, 1) };
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
-    unsafe { kernels.rotary[index].launch(stream, Grid::new(sequences.rows, 1), &parameters) }
+    unsafe { kernels.rotary[index].launch(stream, grid, &parameters) }
 }
 
 /// Index of the kernel, if everything fits.

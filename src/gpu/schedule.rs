@@ -6,17 +6,30 @@
 //! two-stream   attention ──┬──QKV──attention──Wo──────┬──join──┬──▶ next layer
 //!                   forked │                 ffn_done │        │ forked
 //!              ffn         └──W1────────W2────────────┘        └──▶
+//!
+//! fused        caller ──[QKV|W1]──attention──[W2|Wo]──join──▶
+//!
+//! hybrid       attention ──[QKV|W1]──┬──attention──┬──Wo──join──▶ next layer
+//!                             forked │    ffn_done │
+//!              ffn                   └──W2─────────┘
 //! ```
 //!
-//! Between QKV and attention, queries and keys are rotated in place where the layer has rotary embeddings.
+//! `[QKV|W1]` is one product, of weights side by side along N; `[W2|Wo]` one along both Ks, which adds the residual too, so that
+//! its join has but the norm to do. Between QKV and attention, queries and keys are rotated in place where the layer has rotary
+//! embeddings.
 //!
 //! The attention stream carries the layer from join to join; the FFN stream leaves it at `forked` and comes back at
 //! `ffn_done`, before the residual add. Branches write disjoint scratch, so these two events a layer are all the ordering
 //! there is. The caller's stream hands over at `start` and takes back at `finished`.
+//!
+//! On Hopper each kernel that follows another on its stream may begin before that one has ended (programmatic dependent launch):
+//! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full.
+
+use std::cell::Cell;
 
 use super::attention::{self, Attention};
 use super::batch::Batch;
-use super::device::Stream;
+use super::device::{Event, Stream};
 use super::encoder::{DeviceLayer, Encoder};
 use super::gemm::{self, Gemm, Then};
 use super::launch::Kernels;
@@ -42,15 +55,18 @@ pub(super) unsafe fn forward(
     y: Matrix,
     workspace: &Workspace,
 ) -> Result<()> {
-    let streams = match schedule {
-        Schedule::Serial => Streams { attention: caller, ffn: caller, workspace },
-        Schedule::TwoStream => {
-            Streams { attention: &workspace.attention_stream, ffn: &workspace.ffn_stream, workspace }
+    let lane = |stream| Lane { stream, overlaps: workspace.overlap, chained: Cell::new(false) };
+    let (one, other) = match schedule {
+        Schedule::Serial | Schedule::Fused => (lane(caller), None),
+        Schedule::TwoStream | Schedule::Hybrid => {
+            (lane(&workspace.attention_stream), Some(lane(&workspace.ffn_stream)))
         }
     };
+    let streams = Streams { attention: &one, ffn: other.as_ref().unwrap_or(&one), workspace };
     let config = &encoder.config().layer;
     let run = Run {
         config,
+        schedule,
         kernels: encoder.device().kernels(encoder.dtype())?,
         batch,
         scratch: workspace.scratch(batch.shape().rows()),
@@ -72,16 +88,35 @@ pub(super) unsafe fn forward(
     }
 }
 
-/// The streams of the two branches; one and the same under `serial`, where forks and joins are nothing.
+/// A stream, and whether the last thing on it is a kernel of this call, under which the next may begin.
+struct Lane<'a> {
+    stream: &'a Stream,
+    overlaps: bool,
+    chained: Cell<bool>,
+}
+
+impl Lane<'_> {
+    /// Whether the kernel that is launched now may begin before the one before it has ended.
+    fn overlap(&self) -> bool {
+        self.chained.replace(self.overlaps)
+    }
+
+    fn wait(&self, event: &Event) -> Result<()> {
+        self.chained.set(false);
+        self.stream.wait(event)
+    }
+}
+
+/// The streams of the two branches; one and the same where a schedule needs one, whose forks and joins are nothing.
 struct Streams<'a> {
-    attention: &'a Stream,
-    ffn: &'a Stream,
+    attention: &'a Lane<'a>,
+    ffn: &'a Lane<'a>,
     workspace: &'a Workspace,
 }
 
 impl Streams<'_> {
     fn are_two(&self) -> bool {
-        self.attention.raw() != self.ffn.raw()
+        !std::ptr::eq(self.attention, self.ffn)
     }
 
     /// The caller's stream hands over.
@@ -96,13 +131,13 @@ impl Streams<'_> {
     /// The FFN's stream leaves attention's; each is held back there if a test asked for it.
     fn fork(&self, kernels: &Kernels) -> Result<()> {
         if self.are_two() {
-            self.workspace.forked.record(self.attention)?;
+            self.workspace.forked.record(self.attention.stream)?;
             self.ffn.wait(&self.workspace.forked)?;
         }
-        for (branch, stream) in [(Branch::Attention, self.attention), (Branch::Ffn, self.ffn)] {
+        for (branch, lane) in [(Branch::Attention, self.attention), (Branch::Ffn, self.ffn)] {
             let time = self.workspace.hold_back[branch as usize];
             if !time.is_zero() {
-                kernels.hold_back(stream, time)?;
+                kernels.hold_back(lane.stream, time)?;
             }
         }
         Ok(())
@@ -111,7 +146,7 @@ impl Streams<'_> {
     /// The FFN's stream comes back to attention's.
     fn join(&self) -> Result<()> {
         if self.are_two() {
-            self.workspace.ffn_done.record(self.ffn)?;
+            self.workspace.ffn_done.record(self.ffn.stream)?;
             self.attention.wait(&self.workspace.ffn_done)?;
         }
         Ok(())
@@ -120,7 +155,7 @@ impl Streams<'_> {
     /// The caller's stream takes back.
     fn leave(&self, caller: &Stream) -> Result<()> {
         if self.are_two() {
-            self.workspace.finished.record(self.attention)?;
+            self.workspace.finished.record(self.attention.stream)?;
             caller.wait(&self.workspace.finished)?;
         }
         Ok(())
@@ -130,6 +165,7 @@ impl Streams<'_> {
 /// What is the same for every layer of a call.
 struct Run<'a> {
     config: &'a LayerConfig,
+    schedule: Schedule,
     kernels: &'a Kernels,
     batch: &'a Batch,
     scratch: Scratch,
@@ -149,46 +185,126 @@ impl Run<'_> {
                 Design::SafPostNorm => {
                     let a = normed_1;
                     self.attention_block(attention, layer, x, Then::Residual(x))?;
-                    self.join(&[attention_out], None, [Some(norm_1(layer, a)), None])?;
+                    self.join(one(attention_out), None, [Some(norm_1(layer, a)), None])?;
                     self.ffn_block(ffn, layer, a, Then::Residual(a), ffn_out)?;
-                    self.join(&[ffn_out], None, [Some(norm_2(layer, y)), None])
+                    self.join(one(ffn_out), None, [Some(norm_2(layer, y)), None])
                 }
                 // y = LN2(x + Attn(x) + FFN(x))
                 Design::PafPostNorm => {
-                    self.streams.fork(self.kernels)?;
-                    self.attention_block(attention, layer, x, Then::Bias)?;
-                    self.ffn_block(ffn, layer, x, Then::Bias, ffn_out)?;
-                    self.streams.join()?;
-                    self.join(&[x, attention_out, ffn_out], None, [Some(norm_2(layer, y)), None])
+                    let addends = self.branches(layer, [x, x], x, attention_out)?;
+                    self.join(addends, None, [Some(norm_2(layer, y)), None])
                 }
                 // a = x + Attn(LN1(x)); y = a + FFN(LN2(a))
                 Design::SafPreNorm => {
                     let a = attention_out;
                     self.attention_block(attention, layer, normed_1, Then::Residual(x))?;
-                    self.join(&[a], None, [Some(norm_2(layer, normed_2)), None])?;
+                    self.join(one(a), None, [Some(norm_2(layer, normed_2)), None])?;
                     self.ffn_block(ffn, layer, normed_2, Then::Residual(a), y)?;
-                    self.finish_pre_norm(&[y], y, next)
+                    self.finish_pre_norm(one(y), y, next)
                 }
                 // n = LN1(x); y = x + Attn(n) + FFN(n)   or   y = x + Attn(LN1(x)) + FFN(LN2(x))
                 Design::PafPreNorm | Design::PafPreNormTwo => {
                     let n = if self.config.design == Design::PafPreNorm { normed_1 } else { normed_2 };
-                    self.streams.fork(self.kernels)?;
-                    self.attention_block(attention, layer, normed_1, Then::Bias)?;
-                    self.ffn_block(ffn, layer, n, Then::Bias, ffn_out)?;
-                    self.streams.join()?;
-                    self.finish_pre_norm(&[x, attention_out, ffn_out], y, next)
+                    let addends = self.branches(layer, [normed_1, n], x, y)?;
+                    self.finish_pre_norm(addends, y, next)
                 }
             }
         }
     }
 
-    /// `attention_out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo [+ residual]`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`, Q and K rotated by
-    /// their positions if the layer does that.
-    unsafe fn attention_block(&self, stream: &Stream, layer: &DeviceLayer, input: Matrix, then: Then) -> Result<()> {
+    /// Both branches of a parallel layer: Attn of the first input, FFN of the second, to be added to `x`. Schedules with wide
+    /// products do that, into `sum`, which may be `x`.
+    unsafe fn branches(&self, layer: &DeviceLayer, inputs: [Matrix; 2], x: Matrix, sum: Matrix) -> Result<Addends> {
+        let Scratch { wide, context, attention_out, inner, ffn_out, .. } = self.scratch;
+        let (attention, ffn) = (self.streams.attention, self.streams.ffn);
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe {
+            match self.schedule {
+                Schedule::Serial | Schedule::TwoStream => {
+                    self.streams.fork(self.kernels)?;
+                    self.attention_block(attention, layer, inputs[0], Then::Bias)?;
+                    self.ffn_block(ffn, layer, inputs[1], Then::Bias, ffn_out)?;
+                    self.streams.join()?;
+                    Ok([Some(x), Some(attention_out), Some(ffn_out)])
+                }
+                Schedule::Fused => {
+                    self.first_products(attention, layer, inputs, wide)?;
+                    self.attend(attention, true)?;
+                    // The FFN's part of K first: it is there before attention begins, whose time passes under it.
+                    let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Residual(x), sum);
+                    let second = Some((context, layer.w_o));
+                    let spare_bytes = self.beside_attention()?;
+                    self.product(attention, Gemm { second, first_early: true, spare_bytes, ..first })?;
+                    Ok(one(sum))
+                }
+                Schedule::Hybrid => {
+                    self.first_products(attention, layer, inputs, wide)?;
+                    self.streams.fork(self.kernels)?;
+                    self.attend(attention, false)?;
+                    let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
+                    self.product(ffn, Gemm { spare_bytes: self.beside_attention()?, ..second })?;
+                    self.streams.join()?;
+                    self.product(attention, Gemm::new(context, layer.w_o, layer.b_o, Then::Residual(ffn_out), sum))?;
+                    Ok(one(sum))
+                }
+            }
+        }
+    }
+
+    /// `[qkv | inner] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`: one product, if the kernel can take both inputs.
+    unsafe fn first_products(
+        &self,
+        lane: &Lane<'_>,
+        layer: &DeviceLayer,
+        inputs: [Matrix; 2],
+        wide: Matrix,
+    ) -> Result<()> {
+        let Scratch { qkv, inner, .. } = self.scratch;
+        let [n_1, n_2] = inputs;
+        let act = |from| Then::Activation(self.config.hidden_act, from);
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe {
+            let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, act(qkv.cols), wide);
+            if n_1 == n_2 {
+                return self.product(lane, both);
+            }
+            if gemm::takes_two_inputs(self.kernels, qkv.cols) {
+                return self.product(lane, Gemm { beside: Some((n_2, qkv.cols)), ..both });
+            }
+            self.product(lane, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
+            self.product(lane, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))
+        }
+    }
+
+    /// `attention_out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo [+ residual]`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`.
+    unsafe fn attention_block(&self, lane: &Lane<'_>, layer: &DeviceLayer, input: Matrix, then: Then) -> Result<()> {
         let Scratch { qkv, context, attention_out, .. } = self.scratch;
-        let attention = Attention {
-            qkv,
-            out: context,
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe {
+            self.product(lane, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
+            self.attend(lane, false)?;
+            self.product(lane, Gemm::new(context, layer.w_o, layer.b_o, then, attention_out))
+        }
+    }
+
+    /// `context = softmax(QKᵀ/√d)·V`, Q and K rotated by their positions if the layer does that.
+    unsafe fn attend(&self, lane: &Lane<'_>, early: bool) -> Result<()> {
+        let Attention { qkv, sequences, heads, key_value_heads, head_dim, .. } = self.attention();
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe {
+            if let Some(table) = self.streams.workspace.rotary() {
+                let (heads, overlap) = (heads + key_value_heads, lane.overlap());
+                rotary::launch(self.kernels, lane.stream, &Rotate { qkv, table, sequences, heads, head_dim, overlap })?;
+            }
+            let attention = Attention { overlap: lane.overlap(), early, ..self.attention() };
+            attention::launch(self.kernels, lane.stream, &attention)
+        }
+    }
+
+    fn attention(&self) -> Attention {
+        Attention {
+            qkv: self.scratch.qkv,
+            out: self.scratch.context,
             log_sum_exp: 0,
             sequences: self.batch.sequences(),
             heads: self.config.num_attention_heads,
@@ -197,67 +313,65 @@ impl Run<'_> {
             causal: self.config.causal,
             variant: None,
             overlap: false,
-        };
-        // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe {
-            self.product(stream, input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv)?;
-            if let Some(table) = self.streams.workspace.rotary() {
-                let Attention { sequences, head_dim, .. } = attention;
-                let heads = attention.heads + attention.key_value_heads;
-                rotary::launch(self.kernels, stream, &Rotate { qkv, table, sequences, heads, head_dim })?;
-            }
-            attention::launch(self.kernels, stream, &attention)?;
-            self.product(stream, context, layer.w_o, layer.b_o, then, attention_out)
+            early: false,
         }
+    }
+
+    /// Shared memory, bytes, that a product leaves free to run on the same multiprocessors as attention does.
+    fn beside_attention(&self) -> Result<usize> {
+        let device = self.streams.attention.stream.device();
+        attention::spare_bytes(self.kernels, device, &self.attention())
     }
 
     /// `out = act(input·W1ᵀ + b1)·W2ᵀ + b2 [+ residual]`.
     unsafe fn ffn_block(
         &self,
-        stream: &Stream,
+        lane: &Lane<'_>,
         layer: &DeviceLayer,
         input: Matrix,
         then: Then,
         out: Matrix,
     ) -> Result<()> {
         let inner = self.scratch.inner;
+        let act = Then::Activation(self.config.hidden_act, 0);
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            self.product(stream, input, layer.w_1, layer.b_1, Then::Activation(self.config.hidden_act, 0), inner)?;
-            self.product(stream, inner, layer.w_2, layer.b_2, then, out)
+            self.product(lane, Gemm::new(input, layer.w_1, layer.b_1, act, inner))?;
+            self.product(lane, Gemm::new(inner, layer.w_2, layer.b_2, then, out))
         }
     }
 
-    unsafe fn product(&self, stream: &Stream, a: Matrix, w: Matrix, bias: u64, then: Then, c: Matrix) -> Result<()> {
-        // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { gemm::launch(self.kernels, stream, &Gemm::new(a, w, bias, then, c)) }
+    unsafe fn product(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<()> {
+        // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
+        unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { overlap: lane.overlap(), ..gemm }) }
     }
 
     /// Residual sum and norms, on the stream that carries the layer.
-    unsafe fn join(&self, addends: &[Matrix], sum: Option<Matrix>, norms: [Option<NormOutput>; 2]) -> Result<()> {
+    unsafe fn join(&self, addends: Addends, sum: Option<Matrix>, norms: [Option<NormOutput>; 2]) -> Result<()> {
         let join = Join {
-            addends: std::array::from_fn(|i| addends.get(i).copied()),
+            addends,
             sum,
             norms,
             lengths: self.batch.sequences().padding(),
             seq_len: self.batch.shape().seq_len(),
             eps: self.config.layer_norm_eps,
+            overlap: self.streams.attention.overlap(),
         };
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { norm::launch(self.kernels, self.streams.attention, &join) }
+        unsafe { norm::launch(self.kernels, self.streams.attention.stream, &join) }
     }
 
     /// The norms that the first layer of a pre-norm design reads.
     unsafe fn normalise_first(&self, first: &DeviceLayer, x: Matrix) -> Result<()> {
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.join(&[x], None, self.norms_of(first)) }
+        unsafe { self.join(one(x), None, self.norms_of(first)) }
     }
 
     /// `y = Σ addends`, with rows of padding zeroed, and the norms that the next layer reads.
-    unsafe fn finish_pre_norm(&self, addends: &[Matrix], y: Matrix, next: Option<&DeviceLayer>) -> Result<()> {
+    unsafe fn finish_pre_norm(&self, addends: Addends, y: Matrix, next: Option<&DeviceLayer>) -> Result<()> {
         let norms = next.map_or([None; 2], |next| self.norms_of(next));
         // A single addend is y itself, already stored; only padding remains to be zeroed.
-        let sum = (addends.len() > 1 || self.batch.sequences().padding() != 0).then_some(y);
+        let sum = (addends[1].is_some() || self.batch.sequences().padding() != 0).then_some(y);
         if sum.is_none() && norms.iter().all(Option::is_none) {
             return Ok(());
         }
@@ -271,6 +385,13 @@ impl Run<'_> {
         let two = self.config.design == Design::PafPreNormTwo;
         [Some(norm_1(layer, normed_1)), two.then(|| norm_2(layer, normed_2))]
     }
+}
+
+/// What a join adds up.
+type Addends = [Option<Matrix>; 3];
+
+fn one(addend: Matrix) -> Addends {
+    [Some(addend), None, None]
 }
 
 fn norm_1(layer: &DeviceLayer, out: Matrix) -> NormOutput {

@@ -27,6 +27,8 @@ pub struct Workspace {
     /// Of as many positions as there are rows: no sequence that fits is longer.
     rotary: Option<RotaryTable>,
     widths: [usize; SCRATCH],
+    /// Columns of the QKV product.
+    qkv: usize,
     rows: usize,
     pub(super) attention_stream: Stream,
     pub(super) ffn_stream: Stream,
@@ -35,26 +37,30 @@ pub struct Workspace {
     pub(super) ffn_done: Event,
     pub(super) finished: Event,
     pub(super) hold_back: [Duration; 2],
+    pub(super) overlap: bool,
 }
 
-const SCRATCH: usize = 7;
+const SCRATCH: usize = 6;
 
 /// The scratch matrices. Each branch writes its own; nothing is shared between them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scratch {
-    pub(super) qkv: Matrix,
+    /// `qkv` and `inner` side by side, as one product writes them.
+    pub(super) wide: Matrix,
     pub(super) context: Matrix,
     pub(super) attention_out: Matrix,
-    pub(super) inner: Matrix,
     pub(super) ffn_out: Matrix,
     pub(super) normed_1: Matrix,
     pub(super) normed_2: Matrix,
+    // Columns of `wide`.
+    pub(super) qkv: Matrix,
+    pub(super) inner: Matrix,
 }
 
 /// Columns of the scratch matrices, in the order of [`Scratch`]'s fields.
 fn widths(config: &LayerConfig) -> [usize; SCRATCH] {
     let h = config.hidden_size;
-    [config.qkv_size(), config.query_size(), h, config.intermediate_size, h, h, h]
+    [config.qkv_size() + config.intermediate_size, config.query_size(), h, h, h, h]
 }
 
 fn matrix_bytes(rows: usize, cols: usize) -> usize {
@@ -77,6 +83,7 @@ impl Workspace {
             device: device.clone(),
             rotary: config.rotary.map(|rotary| RotaryTable::new(device, &rotary, rows)).transpose()?,
             widths: widths(config),
+            qkv: config.qkv_size(),
             rows,
             attention_stream: Stream::new(device)?,
             ffn_stream: Stream::new(device)?,
@@ -85,7 +92,14 @@ impl Workspace {
             ffn_done: Event::new_ordering(device)?,
             finished: Event::new_ordering(device)?,
             hold_back: [Duration::ZERO; 2],
+            overlap: true,
         })
+    }
+
+    /// Whether kernels of later calls may begin before the one before them on their stream has ended (programmatic dependent
+    /// launch), which is the default and changes no result; and only on Hopper is there such a thing.
+    pub fn set_overlap(&mut self, overlap: bool) {
+        self.overlap = overlap;
     }
 
     /// Makes every later call hold `branch` back by `time` at the start of each layer, on the branch's own stream. The
@@ -108,12 +122,12 @@ impl Workspace {
     }
 
     pub(super) fn check(&self, config: &LayerConfig, rows: usize) -> Result<()> {
-        if self.widths != widths(config) || rows > self.rows {
+        if self.widths != widths(config) || self.qkv != config.qkv_size() || rows > self.rows {
             return Err(Error::mismatch(
                 "Encoder::forward",
                 "workspace",
-                format!("for {} rows of widths {:?}", self.rows, self.widths),
-                format!("at least {rows} rows of widths {:?}", widths(config)),
+                format!("for {} rows of widths {:?}, QKV {}", self.rows, self.widths, self.qkv),
+                format!("at least {rows} rows of widths {:?}, QKV {}", widths(config), config.qkv_size()),
             ));
         }
         let rotary = self.rotary().map(|table| *table.rotary());
@@ -136,11 +150,13 @@ impl Workspace {
     /// The scratch matrices for a call on `rows` rows.
     pub(super) fn scratch(&self, rows: usize) -> Scratch {
         let mut pointer = self.buffer.pointer();
-        let [qkv, context, attention_out, inner, ffn_out, normed_1, normed_2] = self.widths.map(|cols| {
+        let [wide, context, attention_out, ffn_out, normed_1, normed_2] = self.widths.map(|cols| {
             let matrix = Matrix { pointer, rows, cols, stride: cols };
             pointer += matrix_bytes(self.rows, cols) as u64;
             matrix
         });
-        Scratch { qkv, context, attention_out, inner, ffn_out, normed_1, normed_2 }
+        let columns = |from: usize, cols| Matrix { pointer: wide.pointer + (from * Dtype::BYTES) as u64, cols, ..wide };
+        let (qkv, inner) = (columns(0, self.qkv), columns(self.qkv, wide.cols - self.qkv));
+        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, inner }
     }
 }

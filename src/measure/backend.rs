@@ -21,12 +21,18 @@ pub(super) trait Backend {
     fn element_type(&self) -> &'static str;
     fn element_bytes(&self) -> usize;
     fn modes(&self) -> &'static [Mode];
+    fn schedules(&self) -> &'static [Schedule];
     fn machine(&self) -> Machine;
     fn state(&self) -> Option<DeviceState>;
     fn ceilings(&self) -> Result<Ceilings>;
     /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
-    fn check_against_oracle(&self, config: &EncoderConfig, shape: &BatchShape) -> Result<Comparison>;
-    /// Checks that variants of one design agree bitwise, then samples all of them, µs.
+    fn check_against_oracle(
+        &self,
+        config: &EncoderConfig,
+        schedule: Schedule,
+        shape: &BatchShape,
+    ) -> Result<Comparison>;
+    /// Checks that variants which should agree bitwise do, then samples all of them, µs.
     fn measure(
         &self,
         variants: &[(Variant, EncoderConfig)],
@@ -36,7 +42,7 @@ pub(super) trait Backend {
     ) -> Result<Vec<Vec<f64>>>;
 }
 
-/// Compares each variant's bits with those of the first variant of the same design.
+/// Compares each variant's bits with those of the first variant that it should agree with.
 fn agree<T: PartialEq + Copy>(
     variants: &[(Variant, EncoderConfig)],
     outputs: &[Vec<T>],
@@ -49,7 +55,7 @@ fn agree<T: PartialEq + Copy>(
             let got = value(outputs[i][at]);
             return Err(Error::Verification(format!("{variant}: element ({row}, {column}) is {got}")));
         }
-        let first = variants.iter().position(|(other, _)| other.design == variant.design).unwrap_or(i);
+        let first = variants.iter().position(|(other, _)| other.agrees_bitwise(variant)).unwrap_or(i);
         if let Some(at) = outputs[i].iter().zip(&outputs[first]).position(|(a, b)| a != b) {
             return Err(Error::Verification(format!(
                 "{variant}: element ({}, {}) is {}, but {} in {}",
@@ -97,6 +103,10 @@ impl Backend for Cpu {
         &[Mode::Eager]
     }
 
+    fn schedules(&self) -> &'static [Schedule] {
+        &crate::cpu::SCHEDULES
+    }
+
     fn machine(&self) -> Machine {
         machine::host()
     }
@@ -109,10 +119,15 @@ impl Backend for Cpu {
         Ok(roofline::of_cpu())
     }
 
-    fn check_against_oracle(&self, config: &EncoderConfig, shape: &BatchShape) -> Result<Comparison> {
+    fn check_against_oracle(
+        &self,
+        config: &EncoderConfig,
+        schedule: Schedule,
+        shape: &BatchShape,
+    ) -> Result<Comparison> {
         let num_hidden_layers = config.num_hidden_layers.min(ORACLE_LAYERS);
         let config = EncoderConfig { num_hidden_layers, ..config.clone() };
-        verify::cpu::check(config, Schedule::Serial, shape, self.seed)
+        verify::cpu::check(config, schedule, shape, self.seed)
     }
 
     fn measure(
@@ -210,6 +225,10 @@ mod gpu {
             &[Mode::Eager, Mode::Graph]
         }
 
+        fn schedules(&self) -> &'static [Schedule] {
+            &Schedule::ALL
+        }
+
         fn machine(&self) -> Machine {
             machine::with_device(&self.device, &self.monitor)
         }
@@ -222,9 +241,14 @@ mod gpu {
             roofline::of_device(&self.device)
         }
 
-        fn check_against_oracle(&self, config: &EncoderConfig, shape: &BatchShape) -> Result<Comparison> {
+        fn check_against_oracle(
+            &self,
+            config: &EncoderConfig,
+            schedule: Schedule,
+            shape: &BatchShape,
+        ) -> Result<Comparison> {
             let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
-            verify::gpu::stack(&self.weights, &self.first_layers, &config, Schedule::Serial, false, shape)
+            verify::gpu::stack(&self.weights, &self.first_layers, &config, schedule, false, shape)
         }
 
         fn measure(

@@ -40,6 +40,13 @@ pub struct Variant {
     pub mode: Mode,
 }
 
+impl Variant {
+    /// Whether the result is the same to the last bit.
+    pub(super) fn agrees_bitwise(&self, other: &Self) -> bool {
+        self.design == other.design && self.schedule.agrees_bitwise(other.schedule)
+    }
+}
+
 impl std::fmt::Display for Variant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {} {}", self.design, self.schedule, self.mode.name())
@@ -65,7 +72,7 @@ pub struct Experiment {
     pub config: EncoderConfig,
     /// Whether the model has rotary embeddings that `config` leaves out, for the report.
     pub rotary_left_out: bool,
-    /// Schedules of the parallel design.
+    /// Schedules of the parallel design; none: all that the engine has.
     pub schedules: Vec<Schedule>,
     /// Modes; those that the engine does not have are left out.
     pub modes: Vec<Mode>,
@@ -117,13 +124,13 @@ fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
 }
 
 impl Experiment {
-    fn variants(&self, modes: &[Mode]) -> Vec<(Variant, EncoderConfig)> {
+    fn variants(&self, modes: &[Mode], schedules: &[Schedule]) -> Vec<(Variant, EncoderConfig)> {
         let parallel = self.config.layer.design;
         let mut variants = Vec::new();
         for &mode in self.modes.iter().filter(|mode| modes.contains(mode)) {
             let serial = (parallel.serial(), Schedule::Serial);
             for (design, schedule) in
-                std::iter::once(serial).chain(self.schedules.iter().map(|&schedule| (parallel, schedule)))
+                std::iter::once(serial).chain(schedules.iter().map(|&schedule| (parallel, schedule)))
             {
                 variants.push((Variant { design, schedule, mode }, self.config.with_design(design)));
             }
@@ -153,7 +160,8 @@ impl Experiment {
                 Box::new(super::backend::Gpu::new(device, &self.config, *dtype, self.seed, &mut on_layer)?)
             }
         };
-        let variants = self.variants(backend.modes());
+        let schedules = if self.schedules.is_empty() { backend.schedules() } else { &self.schedules };
+        let variants = self.variants(backend.modes(), schedules);
         if variants.is_empty() {
             return Err(Error::Unsupported {
                 what: format!("mode {} on the {} engine", self.modes[0].name(), backend.name()),
@@ -206,15 +214,13 @@ impl Experiment {
     ) -> Result<report::Case> {
         let (some, name) = few_tokens(shape)?;
         let mut verified = Vec::new();
-        let mut designs: Vec<Design> = Vec::new();
-        for (variant, config) in variants {
-            if designs.contains(&variant.design) {
+        for (i, (variant, config)) in variants.iter().enumerate() {
+            if variants[..i].iter().any(|(other, _)| other.agrees_bitwise(variant)) {
                 continue;
             }
-            designs.push(variant.design);
-            let found = backend.check_against_oracle(config, &some)?;
+            let found = backend.check_against_oracle(config, variant.schedule, &some)?;
             verified.push(Verified {
-                what: format!("{}, {name}, first {ORACLE_LAYERS} layers at most", variant.design),
+                what: format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.schedule),
                 max_error: found.max_error,
                 bound: found.bound,
                 relative_l2: found.relative_l2,
@@ -268,7 +274,7 @@ impl Experiment {
         };
         format!(
             "Random weights, distinct in every layer. Before timing: the first {ORACLE_LAYERS} layers against an f64 \
-             oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants of one design agree \
+             oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants with the same kernels agree \
              bitwise and all outputs are finite. A sample is the {sample}; variants alternate within each round, beginning \
              with another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics \
              of the median. Ratios: median of the rounds' ratios.",

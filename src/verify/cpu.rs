@@ -25,7 +25,7 @@ pub fn cases() -> Vec<Case> {
     for (i, design) in Design::ALL.into_iter().enumerate() {
         for (j, (layout, num_key_value_heads, rotary)) in layouts.iter().enumerate() {
             for causal in [false, true] {
-                for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+                for schedule in crate::cpu::SCHEDULES.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
                     let hidden_act = HiddenAct::ALL[(i + j) % 3];
                     let mask = if causal { " causal" } else { "" };
                     let name = format!("cpu layer {design} {schedule} {hidden_act}{mask} {layout}");

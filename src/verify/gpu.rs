@@ -23,6 +23,7 @@ const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 /// All cases: kernels first, layers last.
 pub fn cases(device: &Device) -> Vec<Case> {
     let mut cases = gemm_cases(device);
+    cases.extend(beside_cases(device));
     cases.extend(attention::cases(device));
     cases.extend(rotary::cases(device));
     cases.extend(join_cases(device));
@@ -115,6 +116,51 @@ fn gemm_cases(device: &Device) -> Vec<Case> {
                 let device = device.clone();
                 cases.push(Case::new(name, move || gemm(&device, dtype, variant, finish, (m, n, k))));
             }
+        }
+    }
+    cases
+}
+
+/// Products side by side of two inputs: every variant that can, and the planner's choice.
+fn beside_cases(device: &Device) -> Vec<Case> {
+    let mut cases = Vec::new();
+    if !device.uses_hopper_kernels() {
+        return cases;
+    }
+    let of_hopper = gemm_variants(device).into_iter().filter_map(|variant| match variant {
+        GemmVariant::Sm90 { tile, cluster, .. } => Some((Some(variant), GEMM_SM90_TILES[tile].n * cluster.shared().0)),
+        GemmVariant::Sm80 { .. } => None,
+    });
+    let variants: Vec<_> = of_hopper.chain([(None, 192)]).collect();
+    for dtype in DTYPES {
+        for &(variant, width) in &variants {
+            let name = variant.map_or("planned".to_owned(), |variant| variant.to_string());
+            let (m, column, n, k) = (70, 2 * width, 3 * width + 8, 584);
+            let device = device.clone();
+            cases.push(Case::new(format!("gemm {dtype} {name} beside {m}x{column}+{}x{k}", n - column), move || {
+                let inputs = [1, 2].map(|seed| random(dtype, m, k, seed));
+                let (w, bias) = (random(dtype, n, k, 3), random(dtype, 1, n, 4));
+                let upload = |rows, cols, values: &[f32]| Tensor::from_host(&device, dtype, rows, cols, values);
+                let (a, a_2) = (upload(m, k, &inputs[0])?, upload(m, k, &inputs[1])?);
+                let (w_device, bias_device) = (upload(n, k, &w)?, upload(1, n, &bias)?);
+                let mut c = Tensor::poisoned(&device, dtype, m, n)?;
+                let epilogue = Epilogue::ActivationFrom(HiddenAct::Gelu, column);
+                let (beside, bias_device) = (Some((&a_2, column)), Some(&bias_device));
+                let product = Product { beside, bias: bias_device, epilogue, variant, ..Product::new(&a, &w_device) };
+                kernel::gemm(&Stream::new(&device)?, &product, &mut c)?;
+                let reference = |rounding| -> Result<Vec<f64>> {
+                    let [mut y, mut other] = inputs.each_ref().map(|a| widen(a));
+                    y = oracle::linear(&y, m, &w, Some(&bias), n, k, rounding)?;
+                    other = oracle::linear(&other, m, &w, Some(&bias), n, k, rounding)?;
+                    for (row, other) in y.chunks_mut(n).zip(other.chunks(n)) {
+                        row[column..].copy_from_slice(&other[column..]);
+                        oracle::activate(HiddenAct::Gelu, &mut row[column..], rounding);
+                    }
+                    Ok(y)
+                };
+                let (exact, naive) = (reference(Rounding::Exact)?, reference(Rounding::To(dtype))?);
+                compare(&c.to_host()?, &exact, &naive, dtype.epsilon(), n)
+            }));
         }
     }
     cases

@@ -64,8 +64,8 @@ pub struct Arguments {
     /// Sequences of these lengths, one after the other without padding, instead of --batch and --seq.
     #[arg(long, value_delimiter = ',', conflicts_with_all = ["batch", "seq", "lengths"])]
     packed: Vec<usize>,
-    /// Schedules of the parallel design.
-    #[arg(long, value_delimiter = ',', default_value = "serial,two-stream")]
+    /// Schedules of the parallel design [default: all four; on the CPU serial and two-stream]
+    #[arg(long, value_delimiter = ',')]
     schedules: Vec<Schedule>,
     /// Ways to launch.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "eager,graph")]
@@ -249,7 +249,9 @@ fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
         report.table()
     );
     let checked: usize = report.cases.iter().map(|case| case.verified.len()).sum();
-    text += &format!("verified before timing: {checked} comparisons with the f64 oracle, variants bitwise equal\n");
+    text += &format!(
+        "verified before timing: {checked} comparisons with the f64 oracle; variants with the same kernels bitwise equal\n"
+    );
     text += &format!("roofline: {}\n", report.ceilings.source);
     for line in report.losses() {
         text += &format!("note: {line}\n");

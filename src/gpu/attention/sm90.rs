@@ -5,10 +5,11 @@ use bytemuck::{Pod, Zeroable};
 use super::{Attention, no_such_rows};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::gpu::batch::Sequences;
 use crate::gpu::device::{Device, Stream};
 use crate::gpu::launch::{Function, Grid, Module, TensorMap};
 use crate::gpu::plan;
-use crate::gpu::tiles::ATTENTION_SM90_TILES;
+use crate::gpu::tiles::{ATTENTION_SM90_TILES, Sm90AttentionTile};
 
 /// The kernels of one element type.
 pub(in crate::gpu) struct Sm90Attention {
@@ -38,7 +39,8 @@ struct Params {
     v_column: i32,
     scale_log2: f32,
     causal: i32,
-    padding: [i32; 14],
+    early: i32,
+    padding: [i32; 13],
 }
 
 impl Sm90Attention {
@@ -46,9 +48,7 @@ impl Sm90Attention {
         let module = Module::load(device, &format!("attention_sm90_{dtype}"))?;
         let functions = ATTENTION_SM90_TILES
             .iter()
-            .map(|tile| {
-                module.function(device, &format!("attention_{}", tile.name), tile.threads(), tile.shared_bytes())
-            })
+            .map(|tile| module.function(device, &format!("attention_{}", tile.name), tile.threads(), apart_bytes(tile)))
             .collect::<Result<_>>()?;
         Ok(Self { dtype, functions, _module: module })
     }
@@ -91,7 +91,8 @@ impl Sm90Attention {
             v_column: attention.v_column(),
             scale_log2: attention.scale_log2(),
             causal: causal.into(),
-            padding: [0; 14],
+            early: attention.early.into(),
+            padding: [0; 13],
         };
         // Blocks are persistent: as many as find a place.
         let tiles = sequences.batch * sequences.seq_len.div_ceil(rows) * heads;
@@ -106,9 +107,35 @@ impl Sm90Attention {
         }
         let places = device.info().multiprocessors as usize * tile.blocks;
         let grid = Grid { overlap, ..Grid::new(tiles.min(places), 1) };
+        let apart = overlap && fills_by_half(tiles, device);
+        let shared_bytes = if apart { apart_bytes(tile) } else { tile.shared_bytes() };
         // SAFETY: `Params` mirrors the kernel's struct; shapes were checked; liveness is the caller's promise.
-        unsafe { self.functions[index].launch(stream, grid, &parameters) }
+        unsafe { self.functions[index].launch_with(stream, grid, shared_bytes, &parameters) }
     }
+
+    /// Shared memory that a product must leave free on each multiprocessor, bytes, so that its blocks run beside those of
+    /// `attention`, overlapped; 0 where these leave it no registers, or are so few that most multiprocessors have none.
+    pub(super) fn spare_bytes(&self, device: &Device, attention: &Attention, rows: usize) -> usize {
+        let index =
+            ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == attention.head_dim && tile.rows() == rows);
+        let Some(tile) = index.map(|index| &ATTENTION_SM90_TILES[index]) else { return 0 };
+        let Sequences { batch, seq_len, .. } = attention.sequences;
+        let tiles = batch * seq_len.div_ceil(rows) * attention.heads;
+        // Each block costs a kilobyte beside, of which the limit of one block has deducted its own.
+        if tile.blocks == 2 && fills_by_half(tiles, device) { apart_bytes(tile) as usize + 1024 } else { 0 }
+    }
+}
+
+/// Whether one tile a multiprocessor is what most of them get. Where blocks begin early they would else crowd, in pairs, on the
+/// multiprocessors that are free first.
+fn fills_by_half(tiles: usize, device: &Device) -> bool {
+    let multiprocessors = device.info().multiprocessors as usize;
+    tiles > multiprocessors / 2 && tiles <= multiprocessors
+}
+
+/// Shared memory of a block of which no two find room on a multiprocessor.
+fn apart_bytes(tile: &Sm90AttentionTile) -> u32 {
+    tile.shared_bytes().max(plan::SM90_TWO_BLOCKS_BYTES as u32 + 512)
 }
 
 /// Query rows of the tiles for a head width, most first; none where there is no kernel for it.

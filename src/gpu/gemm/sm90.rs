@@ -10,7 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
 use crate::gpu::launch::{Function, Grid, Module, TensorMap};
-use crate::gpu::plan;
+use crate::gpu::plan::{self, Limits};
 use crate::gpu::tiles::{GEMM_SM90_TILES, Sm90GemmTile};
 
 /// The kernels of one element type.
@@ -19,12 +19,12 @@ pub(in crate::gpu) struct Sm90Gemm {
     functions: Vec<Function>,
     room: Room,
     /// The planner's choices so far: estimating takes a microsecond, as long as half a launch.
-    plans: Mutex<HashMap<Shape, GemmVariant>>,
+    plans: Mutex<HashMap<(Shape, Limits), GemmVariant>>,
     _module: Module,
 }
 
 /// M, N, steps along K.
-type Shape = (usize, usize, usize);
+pub(super) type Shape = (usize, usize, usize);
 
 /// Choices that are kept; a caller with more shapes than that has them estimated again.
 const MAX_PLANS: usize = 4096;
@@ -68,7 +68,9 @@ struct Params {
     rows: i32,
     columns: i32,
     group_m: i32,
-    padding: [i32; 16],
+    a_from: i32,
+    first_early: i32,
+    padding: [i32; 14],
 }
 
 impl Sm90Gemm {
@@ -97,13 +99,14 @@ impl Sm90Gemm {
     }
 
     /// The planner's choice.
-    pub(super) fn planned(&self, m: usize, n: usize, steps: usize) -> GemmVariant {
+    pub(super) fn planned(&self, shape: Shape, limits: Limits) -> GemmVariant {
         // A choice is inserted whole or not at all, so a panic elsewhere has broken none.
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if plans.len() >= MAX_PLANS {
             plans.clear();
         }
-        *plans.entry((m, n, steps)).or_insert_with(|| plan::gemm_sm90(m, n, steps, &self.room))
+        let (m, n, steps) = shape;
+        *plans.entry((shape, limits)).or_insert_with(|| plan::gemm_sm90(m, n, steps, limits, &self.room))
     }
 
     /// # Safety
@@ -119,7 +122,7 @@ impl Sm90Gemm {
     ) -> Result<()> {
         let tile = GEMM_SM90_TILES.get(tile_index).ok_or_else(|| super::no_such_tile(tile_index))?;
         let steps = gemm.steps();
-        check(tile, cluster, stages, steps.iter().sum(), self.room.shared_bytes)?;
+        check(tile, cluster, stages, steps, self.room.shared_bytes)?;
         let device = stream.device();
         let ((m, n), (activation, activation_from, residual)) = (gemm.shape(), gemm.epilogue());
         let ((cluster_n, cluster_m), split, size) = (cluster.shared(), cluster.split(), cluster.blocks());
@@ -148,11 +151,21 @@ impl Sm90Gemm {
             rows: rows as i32,
             columns: columns as i32,
             group_m: (plan::GROUP_M / cluster_m).max(1) as i32,
-            padding: [0; 16],
+            a_from: gemm.beside.map_or(i32::MAX, |(_, column)| column as i32),
+            first_early: gemm.first_early.into(),
+            padding: [0; 14],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;
             parameters.w[1] = map(w2, w_box)?;
+        }
+        if let Some((a2, column)) = &gemm.beside {
+            let width = tile.n * cluster_n;
+            if !column.is_multiple_of(width) {
+                let expected = format!("a multiple of the {width} columns of the variant's tiles");
+                return Err(Error::mismatch("gemm", "first column of the second A", column, expected));
+            }
+            parameters.a[1] = map(a2, a_box)?;
         }
         // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums
         // have one place and arrive once.
@@ -167,7 +180,7 @@ impl Sm90Gemm {
 }
 
 /// What the kernel asks of a variant.
-fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: usize, shared_bytes: usize) -> Result<()> {
+fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2], shared_bytes: usize) -> Result<()> {
     const OPERATION: &str = "gemm";
     let most = tile.stages_in(shared_bytes, cluster.split());
     if stages < 2 || stages > most {
@@ -195,8 +208,13 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: usize, sha
             ));
         }
         Cluster::Split(split) => {
-            if !matches!(split, 2 | 4 | 8) || split > steps {
-                let expected = format!("2, 4 or 8, at most the {steps} steps of {} along K", super::GEMM_TILE_K);
+            // As `first_step` of the kernel: no part may be empty.
+            let first = |part: usize| part * steps[0] / split + (part * steps[1]).div_ceil(split);
+            if !matches!(split, 2 | 4 | 8) || (0..split).any(|part| first(part) == first(part + 1)) {
+                let expected = format!(
+                    "2, 4 or 8, so that each has some of the {steps:?} steps of {} along K",
+                    super::GEMM_TILE_K
+                );
                 return Err(Error::mismatch(OPERATION, "split of K", split, expected));
             }
         }

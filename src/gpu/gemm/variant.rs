@@ -43,7 +43,7 @@ pub enum Cluster {
 
 impl Cluster {
     /// Blocks that share operands: along columns of C, along its rows.
-    pub(in crate::gpu) const fn shared(self) -> (usize, usize) {
+    pub(crate) const fn shared(self) -> (usize, usize) {
         match self {
             Self::Share { n, m } => (n, m),
             Self::Split(_) => (1, 1),

@@ -1,0 +1,156 @@
+// The join of a layer's branches: s = Σ addends (one to three), and up to two layer norms of it in the same pass.
+//
+//   sum  = a0 [+ a1 [+ a2]]                      (fp32; stored if asked for, rounded to 16 bits)
+//   outᵢ = (sum − mean)/√(var + ε)·γᵢ + βᵢ       for i in 1, 2, if asked for; both from the unrounded sum
+//
+// All are [rows, hidden] row-major without gaps, hidden a multiple of 8. With lengths, row r is position r % seq_len of
+// sequence r / seq_len, and rows at or past its length become zeros in every output, whatever the addends hold.
+//
+// With programmatic dependent launch γ and β, which no kernel writes, are read before the wait for the kernel before; the next
+// one may begin at once, to load its weights.
+//
+// Idea: the row lives in registers from the one read of each addend to the one write of each output; the variance is the
+// second pass over those registers, so that nothing cancels. One warp a row up to 1024 columns when there are rows enough
+// for all multiprocessors, one block a row otherwise. Outputs may be the same buffer as an addend: a thread
+// writes only elements that it alone has read, after it has read them.
+#pragma once
+#include "element.cuh"
+#include "ptx.cuh"
+
+struct NormParams {
+    const void* addend[3];  // unused ones null
+    void* sum;              // null if not wanted
+    void* out[2];           // null if not wanted
+    const void* gamma[2];
+    const void* beta[2];
+    const int* lengths;     // null: no padding
+    int rows, hidden, seq_len;
+    float eps;
+};
+
+// THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors of eight elements.
+template <typename T, int ROW_THREADS, int CHUNKS, int THREADS>
+struct Norm {
+    using S = typename T::Storage;
+
+    static __device__ __forceinline__ float reduce(float value) {
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffff, value, offset);
+        if constexpr (ROW_THREADS > 32) {
+            __shared__ float partial[ROW_THREADS / 32];
+            if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+            __syncthreads();
+            value = 0.f;
+#pragma unroll
+            for (int i = 0; i < ROW_THREADS / 32; ++i) value += partial[i];
+            __syncthreads();  // before the array is written again
+        }
+        return value;
+    }
+
+    static __device__ __forceinline__ void run(const NormParams& p) {
+        const int thread = threadIdx.x % ROW_THREADS;
+        const int row = blockIdx.x * (THREADS / ROW_THREADS) + threadIdx.x / ROW_THREADS;
+        if (row >= p.rows) return;  // whole warps, and whole blocks where a block has one row
+        const int64_t offset = static_cast<int64_t>(row) * p.hidden;
+        const bool valid = p.lengths == nullptr || row % p.seq_len < p.lengths[row / p.seq_len];
+
+        ptx::dependents_launch();
+        uint4 gamma[2][CHUNKS], beta[2][CHUNKS];
+        const auto load_weights = [&](int i, int c, int column) {
+            gamma[i][c] = *reinterpret_cast<const uint4*>(static_cast<const S*>(p.gamma[i]) + column);
+            beta[i][c] = *reinterpret_cast<const uint4*>(static_cast<const S*>(p.beta[i]) + column);
+        };
+        constexpr bool EARLY = THREADS < 512;  // the widest rows leave no registers for it
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+            if (EARLY && p.out[i] != nullptr) for_each(thread, p.hidden, [&](int c, int column) { load_weights(i, c, column); });
+        ptx::dependency_wait();
+
+        float x[CHUNKS][VECTOR] = {};
+        if (valid) {
+#pragma unroll
+            for (int a = 0; a < 3; ++a)
+                if (p.addend[a] != nullptr) add(x, static_cast<const S*>(p.addend[a]) + offset, thread, p.hidden);
+        }
+        if (p.sum != nullptr) store(x, static_cast<S*>(p.sum) + offset, thread, p.hidden);
+        if (p.out[0] == nullptr && p.out[1] == nullptr) return;
+
+        float total = 0.f;
+        for_each(thread, p.hidden, [&](int c, int) {
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) total += x[c][e];
+        });
+        const float mean = reduce(total) / p.hidden;
+        float squares = 0.f;
+        for_each(thread, p.hidden, [&](int c, int) {
+#pragma unroll
+            for (int e = 0; e < VECTOR; ++e) {
+                x[c][e] -= mean;
+                squares += x[c][e] * x[c][e];
+            }
+        });
+        const float inverse = rsqrtf(reduce(squares) / p.hidden + p.eps);
+
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            if (p.out[i] == nullptr) continue;
+            S* out = static_cast<S*>(p.out[i]) + offset;
+            for_each(thread, p.hidden, [&](int c, int column) {
+                if (!EARLY) load_weights(i, c, column);
+                const uint4 g = gamma[i][c], b = beta[i][c];
+                const uint32_t gs[4] = {g.x, g.y, g.z, g.w}, bs[4] = {b.x, b.y, b.z, b.w};
+                uint32_t y[4];
+#pragma unroll
+                for (int e = 0; e < 4; ++e) {
+                    const float2 scale = T::unpack(gs[e]), shift = T::unpack(bs[e]);
+                    y[e] = T::pack(x[c][2 * e] * inverse * scale.x + shift.x, x[c][2 * e + 1] * inverse * scale.y + shift.y);
+                }
+                *reinterpret_cast<uint4*>(out + column) =
+                    valid ? make_uint4(y[0], y[1], y[2], y[3]) : make_uint4(0, 0, 0, 0);
+            });
+        }
+    }
+
+    // Calls visit(chunk, column) for each of this thread's vectors inside the row.
+    template <typename F>
+    static __device__ __forceinline__ void for_each(int thread, int hidden, F&& visit) {
+#pragma unroll
+        for (int c = 0; c < CHUNKS; ++c) {
+            const int column = (c * ROW_THREADS + thread) * VECTOR;
+            if (column < hidden) visit(c, column);
+        }
+    }
+
+    static __device__ __forceinline__ void add(float (&x)[CHUNKS][VECTOR], const S* from, int thread, int hidden) {
+        for_each(thread, hidden, [&](int c, int column) {
+            const uint4 raw = *reinterpret_cast<const uint4*>(from + column);
+            const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+                const float2 pair = T::unpack(pairs[e]);
+                x[c][2 * e] += pair.x;
+                x[c][2 * e + 1] += pair.y;
+            }
+        });
+    }
+
+    static __device__ __forceinline__ void store(const float (&x)[CHUNKS][VECTOR], S* to, int thread, int hidden) {
+        for_each(thread, hidden, [&](int c, int column) {
+            *reinterpret_cast<uint4*>(to + column) = make_uint4(T::pack(x[c][0], x[c][1]), T::pack(x[c][2], x[c][3]),
+                                                                T::pack(x[c][4], x[c][5]), T::pack(x[c][6], x[c][7]));
+        });
+    }
+};
+
+#define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS)                                                               \
+    extern "C" __global__ void __launch_bounds__(THREADS) norm_##NAME(const __grid_constant__ NormParams p) {         \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS>::run(p);                                                      \
+    }
+
+NORM_KERNEL(warp_1, 32, 1, 128)      // hidden ≤ 256
+NORM_KERNEL(warp_2, 32, 2, 128)      // hidden ≤ 512
+NORM_KERNEL(warp_4, 32, 4, 128)      // hidden ≤ 1024
+NORM_KERNEL(block_128, 128, 1, 128)  // hidden ≤ 1024, few rows
+NORM_KERNEL(block_256, 256, 2, 256)  // hidden ≤ 4096
+NORM_KERNEL(block_512, 512, 4, 512)  // hidden ≤ 16384

@@ -1,0 +1,2 @@
+// Rotary position embeddings (rotary.cuh), for Hopper: with programmatic dependent launch.
+#include "rotary.cuh"
