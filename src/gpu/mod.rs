@@ -2,8 +2,9 @@
 //!
 //! A forward call needs a [`Device`], an [`Encoder`] (a configuration with weights on that device), a [`Batch`] (how many
 //! sequences of what lengths), a [`Workspace`], and a [`Stream`] of the caller's. It enqueues work and returns: no
-//! allocation, no synchronisation, no default stream. With [`Schedule::TwoStream`](crate::Schedule::TwoStream) the
-//! workspace's two internal streams are forked from the caller's stream and joined to it again by events.
+//! allocation, no synchronisation, no default stream. With [`Schedule::TwoStream`](crate::Schedule::TwoStream)
+//! or [`Schedule::Hybrid`](crate::Schedule::Hybrid) the workspace's two internal streams are forked from the caller's stream and
+//! joined to it again by events.
 //!
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
 

@@ -6,6 +6,7 @@ use super::norm::NormKernel;
 use super::tiles::{
     ATTENTION_SM90_TILES, ATTENTION_TILES, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile,
 };
+use crate::config::Schedule;
 
 /// Tile rows that walk over N together, so that they share their W tiles in L2.
 pub(super) const GROUP_M: usize = 8;
@@ -235,6 +236,14 @@ pub(super) fn attention_sm90(
     (0..ATTENTION_SM90_TILES.len())
         .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim)
         .min_by(|&a, &b| cost_ns(a).total_cmp(&cost_ns(b)))
+}
+
+/// Whether kernels of a schedule begin before the one before them on their stream has ended. Of two streams, one's blocks that only
+/// wait would take the place of the other's that have work, which costs more than it saves once the rows are many: on an H200,
+/// RoBERTa-large at 32 × 128, 4.45 ms with and 4.20 without.
+pub(super) fn kernels_overlap(schedule: Schedule, rows: usize) -> bool {
+    const FEW_ROWS: usize = 512;
+    schedule != Schedule::TwoStream || rows <= FEW_ROWS
 }
 
 /// The row of [`NormKernel::ALL`] for rows of this width, which is at most `norm::MAX_HIDDEN`.

@@ -35,6 +35,7 @@ use super::gemm::{self, Gemm, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput};
+use super::plan;
 use super::rotary::{self, Rotate};
 use super::workspace::{Branch, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
@@ -55,7 +56,8 @@ pub(super) unsafe fn forward(
     y: Matrix,
     workspace: &Workspace,
 ) -> Result<()> {
-    let lane = |stream| Lane { stream, overlaps: workspace.overlap, chained: Cell::new(false) };
+    let overlaps = workspace.overlap && plan::kernels_overlap(schedule, batch.shape().rows());
+    let lane = |stream| Lane { stream, overlaps, chained: Cell::new(false) };
     let (one, other) = match schedule {
         Schedule::Serial | Schedule::Fused => (lane(caller), None),
         Schedule::TwoStream | Schedule::Hybrid => {

@@ -29,7 +29,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Measure SAF, PAF serial and PAF two-stream beside each other.
+    /// Measure SAF, and PAF in each schedule, beside each other.
     Speedup(Box<speedup::Arguments>),
     /// Check every kernel and layer against the f64 oracle.
     Verify(verify::Arguments),
