@@ -24,6 +24,16 @@
 //!
 //! On Hopper each kernel that follows another on its stream may begin before that one has ended (programmatic dependent launch):
 //! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full.
+//!
+//! Tried on an H200 with RoBERTa-large, ms for 24 layers as a graph, and left:
+//! - `fused` at 1 × 128 takes 0.426. Its second product with more blocks, 64×64 or 128×64 split eightfold, 0.47 to 0.56; the wide
+//!   first one in 64×64 tiles 0.45, in pairs that share A 0.430.
+//! - At 1 × 512, where it takes 0.911, the second product with all shared memory instead of what attention leaves: 1.00.
+//! - Norms of few rows kept apart by shared memory that they do not use, so that early blocks do not crowd: 0.476 against 0.455 then
+//!   at 1 × 128, since they find no room beside a product; attention kept apart so gains, where it fills the card once.
+//! - `two-stream` with products that leave half of each multiprocessor to the other stream: 0.519 instead of 0.597 at 1 × 128, 0.975
+//!   instead of 1.10 at 1 × 512, slower beyond (8 × 512: 6.5 instead of 4.7). Results would no longer be `serial`'s to the bit, and
+//!   `fused` is ahead there.
 
 use std::cell::Cell;
 
