@@ -35,23 +35,12 @@ pub struct List {
     device: DeviceArguments,
 }
 
+/// How to measure, whatever kernel.
 #[derive(Debug, Args)]
-pub struct Gemm {
-    /// Shapes, as MxNxK [default: 84 shapes of transformer layers]
-    #[arg(long, value_delimiter = ',', value_parser = shape)]
-    shapes: Vec<gemm::Shape>,
-    /// Of the default shapes only those with at most so many rows.
-    #[arg(long)]
-    max_m: Option<usize>,
-    /// Of the default shapes only those with at least so many rows.
-    #[arg(long)]
-    min_m: Option<usize>,
+struct How {
     /// Element type, bf16 or f16.
     #[arg(long, default_value = "bf16")]
     dtype: Dtype,
-    /// Variants to measure beside the planned one, e.g. sm90:128x64:split4:stages8, or `all`.
-    #[arg(long, value_delimiter = ',')]
-    variants: Vec<String>,
     #[command(flatten)]
     device: DeviceArguments,
     /// Seconds to sample each shape for.
@@ -63,13 +52,28 @@ pub struct Gemm {
 }
 
 #[derive(Debug, Args)]
+pub struct Gemm {
+    /// Shapes, as MxNxK [default: 84 shapes of transformer layers]
+    #[arg(long, value_delimiter = ',', value_parser = shape)]
+    shapes: Vec<gemm::Shape>,
+    /// Of the default shapes only those with at most so many rows.
+    #[arg(long)]
+    max_m: Option<usize>,
+    /// Of the default shapes only those with at least so many rows.
+    #[arg(long)]
+    min_m: Option<usize>,
+    /// Variants to measure beside the planned one, e.g. sm90:128x64:split4:stages8, or `all`.
+    #[arg(long, value_delimiter = ',')]
+    variants: Vec<String>,
+    #[command(flatten)]
+    how: How,
+}
+
+#[derive(Debug, Args)]
 pub struct Attention {
     /// Shapes, as BATCHxHEADSxSEQ_LENxHEAD_DIM, e.g. 8x16x512x64, 1x32/8x4096x128:causal [default: 15 of transformer layers]
     #[arg(long, value_delimiter = ',')]
     shapes: Vec<attention::Shape>,
-    /// Element type, bf16 or f16.
-    #[arg(long, default_value = "bf16")]
-    dtype: Dtype,
     /// Variants to measure beside the planned one, e.g. sm90:rows128, or `all`.
     #[arg(long, value_delimiter = ',')]
     variants: Vec<String>,
@@ -77,13 +81,7 @@ pub struct Attention {
     #[arg(long, value_name = "PYTHON")]
     peer: Option<String>,
     #[command(flatten)]
-    device: DeviceArguments,
-    /// Seconds to sample each shape for.
-    #[arg(long, default_value_t = 0.5)]
-    seconds: f64,
-    /// Write everything, with all raw samples, to a file, or to stdout (-).
-    #[arg(long, value_name = "FILE|-")]
-    json: Option<PathBuf>,
+    how: How,
 }
 
 fn shape(text: &str) -> Result<gemm::Shape, String> {
@@ -145,7 +143,7 @@ fn write(sink: Option<Sink>, text: &str, json: &str) -> Result<()> {
 }
 
 fn gemm(arguments: &Gemm) -> Result<()> {
-    let effort = effort(arguments.seconds)?;
+    let effort = effort(arguments.how.seconds)?;
     let (variants, every_variant) = variants(&arguments.variants)?;
     let mut shapes = if arguments.shapes.is_empty() { gemm::layer_shapes() } else { arguments.shapes.clone() };
     let rows = arguments.min_m.unwrap_or(0)..=arguments.max_m.unwrap_or(usize::MAX);
@@ -156,9 +154,9 @@ fn gemm(arguments: &Gemm) -> Result<()> {
             Error::InvalidConfig { field: "min-m, max-m", got, expected: "a range with shapes in it".into() }.into()
         );
     }
-    let sink = Sink::open(arguments.json.as_deref())?;
-    let experiment = gemm::Experiment { shapes, dtype: arguments.dtype, variants, every_variant, effort };
-    let device = arguments.device.open()?;
+    let sink = Sink::open(arguments.how.json.as_deref())?;
+    let experiment = gemm::Experiment { shapes, dtype: arguments.how.dtype, variants, every_variant, effort };
+    let device = arguments.how.device.open()?;
     let bar = progress(experiment.shapes.len());
     let report = experiment.run(&device, |i, (m, n, k)| {
         bar.set_position(i as u64);
@@ -174,12 +172,12 @@ fn gemm(arguments: &Gemm) -> Result<()> {
 }
 
 fn attention(arguments: &Attention) -> Result<()> {
-    let effort = effort(arguments.seconds)?;
+    let effort = effort(arguments.how.seconds)?;
     let (variants, every_variant) = variants(&arguments.variants)?;
     let shapes = if arguments.shapes.is_empty() { attention::layer_shapes() } else { arguments.shapes.clone() };
-    let sink = Sink::open(arguments.json.as_deref())?;
-    let experiment = attention::Experiment { shapes, dtype: arguments.dtype, variants, every_variant, effort };
-    let device = arguments.device.open()?;
+    let sink = Sink::open(arguments.how.json.as_deref())?;
+    let experiment = attention::Experiment { shapes, dtype: arguments.how.dtype, variants, every_variant, effort };
+    let device = arguments.how.device.open()?;
     let mut peer = match arguments.peer.as_deref() {
         Some("none") => None,
         Some(python) => Some(Peer::start(python, device.info().ordinal)?),
