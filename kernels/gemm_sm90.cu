@@ -21,6 +21,8 @@
 //   split  its blocks share K of one tile. Each finishes a part of the tokens, to which the others send their sums through
 //          distributed shared memory; they are added in a fixed order: no workspace, no second kernel, and results repeat
 //          bitwise.
+// Or parts of K are tiles of their own, which leave their sums, in fp32, to the kernel that joins the branches: where that follows
+// anyway, it reads them faster than blocks meet, and there may be any number of them.
 //
 // Programmatic dependent launch: weights and bias are read before the wait for the kernels before this one, the rest after;
 // of two pairs, A of the first too if the host knows that it is complete.
@@ -60,7 +62,7 @@ struct Gemm {
         Place at;
         at.stages = ptx::shared_address(shared);
         at.output = at.stages + p.stages * STAGE;
-        at.full = at.output + CONSUMERS * Tile::BUFFERS * Tile::CHUNK_BYTES;
+        at.full = at.output + (p.sums == nullptr ? CONSUMERS * Tile::BUFFERS * Tile::CHUNK_BYTES : 0);
         at.empty = at.full + GEMM_MAX_STAGES * 8;
         at.residual = at.empty + GEMM_MAX_STAGES * 8;
         at.sums_full = at.residual + CONSUMERS * 2 * 8;
@@ -68,9 +70,6 @@ struct Gemm {
         at.rank = log2_cluster > 0 ? ptx::cluster_rank() : 0;
         at.rank_n = split ? 0 : at.rank & ((1 << p.log2_n) - 1);
         at.rank_m = split ? 0 : at.rank >> p.log2_n;
-        at.part = split ? at.rank : 0;
-        at.steps = Tile::first_step(p, 0, at.part + 1) - Tile::first_step(p, 0, at.part) +
-                   Tile::first_step(p, 1, at.part + 1) - Tile::first_step(p, 1, at.part);
 
         if (warp == W_WARP) {
             if (ptx::elect_one()) {
@@ -100,13 +99,16 @@ struct Gemm {
             __syncthreads();
         }
 
-        if (warp == W_WARP) {
-            if (ptx::elect_one()) produce<true>(p, at, log2_cluster);
-            __syncwarp();
-        } else if (warp == A_WARP) {
-            if (ptx::elect_one()) produce<false>(p, at, log2_cluster);
+        if (warp >= W_WARP) {
+            if constexpr (Tile::ALONE) ptx::registers_decrease<Tile::PRODUCER_REGISTERS>();
+            if (warp == W_WARP) {
+                if (ptx::elect_one()) produce<true>(p, at, log2_cluster);
+            } else if (warp == A_WARP) {
+                if (ptx::elect_one()) produce<false>(p, at, log2_cluster);
+            }
             __syncwarp();
         } else {
+            if constexpr (Tile::ALONE) ptx::registers_increase<Tile::REGISTERS>();
             consume(p, at, log2_cluster, warp);
         }
         if (log2_cluster > 0 && !split) {
@@ -145,8 +147,8 @@ struct Gemm {
                     ptx::dependency_wait();
                     waits = false;
                 }
-                const int end = Tile::first_step(p, pair, at.part + 1) * BK;
-                for (int column = Tile::first_step(p, pair, at.part) * BK; column < end; column += BK) {
+                const int end = p.first_step[pair][corner.part + 1] * BK;
+                for (int column = p.first_step[pair][corner.part] * BK; column < end; column += BK) {
                     const uint32_t full = at.full + ring.stage * 8, stage = to + ring.stage * STAGE;
                     ptx::barrier_wait(at.empty + ring.stage * 8, ring.parity ^ 1);
                     ptx::barrier_expect(full, BYTES);
@@ -182,7 +184,7 @@ struct Gemm {
                 // The parity of a stage's barrier tells two rounds apart, not three: who is not through with the tile before
                 // must not be overtaken.
                 if (Tile::IN_TURN) ptx::named_barrier(TURN + group, 256);
-                multiply(p, at, log2_cluster, me, index + stride < p.rows * p.columns, d, ring);
+                multiply(p, at, log2_cluster, me, corner.steps(p), index + stride < p.rows * p.columns * p.parts, d, ring);
                 finish.end(p, at, me, corner, d[0]);
 #pragma unroll
                 for (int part = 1; part < Tile::OWN_PARTS; ++part) {
@@ -191,7 +193,7 @@ struct Gemm {
                     finish.end(p, at, me, corner, d[part]);
                 }
             } else {
-                ring.skip(at.steps, p.stages);
+                ring.skip(corner.steps(p), p.stages);
             }
             if (Tile::IN_TURN) mine = !mine;
         }
@@ -205,7 +207,7 @@ struct Gemm {
     }
 
     static __device__ __forceinline__ void multiply(const GemmParams& p, const Place& at, int log2_cluster, const Consumer& me,
-                                                    bool others_turn, float (&d)[Tile::OWN_PARTS][Tile::WIDTH / 2], Ring& ring) {
+                                                    int steps, bool others_turn, float (&d)[Tile::OWN_PARTS][Tile::WIDTH / 2], Ring& ring) {
         // A stage has been read when a warpgroup's products have finished; then a warp for each block that loads into this one's
         // stages tells that block. One lane of it: lanes with addresses of their own would take turns.
         const int block = me.warp % 4;
@@ -221,7 +223,7 @@ struct Gemm {
         int previous = -1;
 #pragma unroll
         for (int part = 0; part < Tile::OWN_PARTS; ++part) ptx::accumulator_fence(d[part]);
-        for (int step = 0; step < at.steps; ++step) {
+        for (int step = 0; step < steps; ++step) {
             ptx::barrier_wait(at.full + ring.stage * 8, ring.parity);
             const uint64_t rows = rows_0 + ring.stage * (STAGE / 16), width = width_0 + ring.stage * (STAGE / 16);
             ptx::warpgroup_fence();

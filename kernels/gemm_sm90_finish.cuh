@@ -84,6 +84,38 @@ struct Chunks {
     }
 };
 
+// A thread's sums of one part of K, to where the kernel that adds the parts finds them: 32 neighbouring bytes of four (eight) rows a
+// store. A load of A has waited for the kernels before, so whoever read what was here has.
+template <typename Tile>
+__device__ __forceinline__ void store_sums(const GemmParams& p, const Consumer& me, typename Tile::Corner corner,
+                                           const float (&d)[Tile::WIDTH / 2]) {
+    const int warp_row = me.warp % 4 * 16 + me.lane / 4, pair = me.lane % 4 * 2;
+    const int first_m = corner.m0 + (Tile::FREE_IS_M ? pair : warp_row);
+    const int first_n = corner.n0 + (Tile::FREE_IS_M ? warp_row : pair);
+    float* to = p.sums + (static_cast<int64_t>(corner.part) * p.m + first_m) * p.n + first_n;
+    if constexpr (Tile::FREE_IS_M) {
+        const bool low = first_n < p.n, high = first_n + 8 < p.n;
+#pragma unroll
+        for (int i = 0; i < Tile::WIDTH / 2; i += 4) {
+            const int m = first_m + i * 2;
+            if (m < p.m && low) to[0] = d[i];
+            if (m + 1 < p.m && low) to[p.n] = d[i + 1];
+            if (m < p.m && high) to[8] = d[i + 2];
+            if (m + 1 < p.m && high) to[p.n + 8] = d[i + 3];
+            to += 8 * p.n;
+        }
+    } else {
+        float* const below = to + 8 * p.n;
+        const bool low = first_m < p.m, high = first_m + 8 < p.m;
+#pragma unroll
+        for (int i = 0; i < Tile::WIDTH / 2; i += 4) {
+            const bool inside = first_n + i * 2 < p.n;
+            if (low && inside) *reinterpret_cast<float2*>(to + i * 2) = make_float2(d[i], d[i + 1]);
+            if (high && inside) *reinterpret_cast<float2*>(below + i * 2) = make_float2(d[i + 2], d[i + 3]);
+        }
+    }
+}
+
 // N is free: a thread has two tokens, and two neighbouring columns in every eight.
 template <typename Tile>
 struct FinishColumns {
@@ -93,6 +125,7 @@ struct FinishColumns {
 
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
+        if (p.sums != nullptr) return;
         chunks.begin(p, at, me, corner);
         const uint32_t* from = static_cast<const uint32_t*>(p.bias) + (corner.n0 / 2 + me.lane % 4);
 #pragma unroll
@@ -101,7 +134,11 @@ struct FinishColumns {
 
     __device__ __forceinline__ void end(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                         typename Tile::Corner corner, float (&d)[Tile::WIDTH / 2]) {
-        finish<0>(p, at, me, corner, d);
+        if (p.sums != nullptr) {
+            store_sums<Tile>(p, me, corner, d);
+        } else {
+            finish<0>(p, at, me, corner, d);
+        }
     }
 
     template <int CHUNK>
@@ -163,6 +200,7 @@ struct FinishTokens {
 
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
+        if (p.sums != nullptr) return;
         if (p.log2_split == 0) {
             chunks.begin(p, at, me, corner);
         } else if (p.residual && me.leads) {
@@ -181,7 +219,9 @@ struct FinishTokens {
 
     __device__ __forceinline__ void end(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                         typename Tile::Corner corner, float (&d)[Tile::WIDTH / 2]) {
-        if constexpr (Tile::SPLITS) {
+        if (p.sums != nullptr) {
+            store_sums<Tile>(p, me, corner, d);
+        } else if constexpr (Tile::SPLITS) {
             switch (p.log2_split) {
                 case 0: finish(p, at, me, corner, d); break;
                 case 1: add_parts<2>(p, at, me, corner, d); break;

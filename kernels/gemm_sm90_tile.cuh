@@ -12,13 +12,16 @@ struct GemmParams {
     TensorMap a[2], w[2];  // boxes of 64 columns and the rows of a block's slice, 128-byte swizzle; [1] if it is used
     TensorMap c, r;        // boxes of 64 columns and CHUNK rows (8 under split); r if `residual`
     const void* bias;      // [N] or null
+    float* sums;           // [parts][M][N], where parts of K leave their sums instead of C; null if they do not
     int m, n;
-    int steps[2];              // of 64 along the K of each pair
+    // First step of 64 along the K of each pair, of each part that K is split into, and one past the last.
+    int first_step[2][GEMM_MAX_PARTS + 1];
     int activation;            // of activation.cuh
     int activation_from;       // first column that gets it; n or more: none
     int residual;              // 0 or 1
     int log2_n, log2_m;        // blocks that share operands, 2^ of each
-    int log2_split;            // blocks that share K, 2^
+    int log2_split;            // blocks of a cluster that share K, 2^
+    int parts;                 // of K, whose tiles are apart
     int stages;
     int rows, columns;  // of tiles, or of clusters' tiles where they share
     int group_m;        // rows that share their W in L2 before the raster moves on
@@ -30,8 +33,9 @@ struct GemmParams {
 enum class Free { M, N };
 
 // How consumer warpgroups share the work: each has its 64 rows of every tile; or two take turns, each with all rows of every
-// other tile, so that one finishes its tile while the other's products keep the tensor cores busy.
-enum class Consumers { TOGETHER, IN_TURN };
+// other tile, so that one finishes its tile while the other's products keep the tensor cores busy; or one has all rows alone, which
+// leaves registers to another kernel's block.
+enum class Consumers { TOGETHER, IN_TURN, ALONE };
 
 // CHUNK rows of C (columns, where N is free) are finished at a time, in BUFFERS buffers on their way out.
 template <typename Element_, int BM_, int BN_, Free FREE_, Consumers WORK_, int CHUNK_, int BUFFERS_>
@@ -41,19 +45,23 @@ struct GemmTile {
     static constexpr bool FREE_IS_M = FREE_ == Free::M;
     static constexpr int WIDTH = FREE_IS_M ? BM : BN;
     static constexpr int BK = GEMM_TILE_K, ROW_BYTES = BK * ELEMENT_BYTES;
-    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN;
+    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN, TOGETHER = WORK_ == Consumers::TOGETHER;
     static constexpr int PARTS = (FREE_IS_M ? BN : BM) / 64;  // of a tile, 64 rows each
-    static constexpr int CONSUMERS = IN_TURN ? 2 : PARTS;     // warpgroups
-    static constexpr int OWN_PARTS = IN_TURN ? PARTS : 1;     // of each
-    static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;   // of a stage
+    static constexpr int CONSUMERS = TOGETHER ? PARTS : IN_TURN ? 2 : 1;  // warpgroups
+    static constexpr int OWN_PARTS = TOGETHER ? 1 : PARTS;                // of each
+    static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;               // of a stage
     static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
-    static constexpr int THREADS = CONSUMERS * 128 + 64;
+    // Alone, the producers' warpgroup is whole, so that it can hand over registers: those that it does not need let the block be
+    // launched with few enough to find its place beside another kernel's.
+    static constexpr bool ALONE = WORK_ == Consumers::ALONE;
+    static constexpr int THREADS = CONSUMERS * 128 + (ALONE ? 128 : 64);
+    static constexpr int PRODUCER_REGISTERS = 40, REGISTERS = 208;
     static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
     static constexpr int STAGE_W = BN * ROW_BYTES, STAGE = (BM + BN) * ROW_BYTES;
     static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
     // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
     static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
-    static constexpr bool SPLITS = FREE_IS_M && !IN_TURN;  // blocks of a cluster may share K
+    static constexpr bool SPLITS = FREE_IS_M && TOGETHER;  // blocks of a cluster may share K
     static constexpr int UNITS = BM / 8;  // groups of eight tokens
     static constexpr int UNIT_BYTES = 8 * 64 * ELEMENT_BYTES;
     static constexpr int PART_BYTES = 8 * 64 * 4;  // of a unit's sums, of one warpgroup
@@ -85,24 +93,25 @@ struct GemmTile {
         uint32_t stages, output, sums, full, empty, residual, sums_full;  // shared memory
         int rank;                                                         // in the cluster
         int rank_n, rank_m;                                               // share: which of the neighbouring tiles
-        int part, steps;                                                  // split: which part of K, its steps
     };
 
-    // First step along K of a part of a pair. Every part gets its share of each pair, so that all of them can begin with the
-    // first; rounded down in one and up in the other, which leaves no part without a step.
-    static __device__ __forceinline__ int first_step(const GemmParams& p, int pair, int part) {
-        return part * p.steps[pair] + (pair == 0 ? 0 : (1 << p.log2_split) - 1) >> p.log2_split;
-    }
-
-    // First row and column of a tile; a consumer's are those of its warpgroup's part.
+    // First row and column of a tile (a consumer's are those of its warpgroup's part), and the part of K.
     struct Corner {
         int m0, n0;
+        int part;
+
+        __device__ __forceinline__ int steps(const GemmParams& p) const {
+            return p.first_step[0][part + 1] - p.first_step[0][part] + p.first_step[1][part + 1] - p.first_step[1][part];
+        }
     };
 
     // Raster: column by column inside a group of rows, so that a wave shares A and W in L2. Divisions are slow, and the first
-    // load waits for them: one row, which few tokens are, has none.
+    // load waits for them: one row, which few tokens are, has none. Tiles of one part of K are neighbours: they share A.
     static __device__ __forceinline__ bool tile_at(const GemmParams& p, const Place& at, int index, Corner& tile) {
-        if (index >= p.rows * p.columns) return false;
+        const int tiles = p.rows * p.columns;
+        if (index >= tiles * p.parts) return false;
+        tile.part = p.log2_split > 0 ? at.rank : 0;
+        for (; index >= tiles; index -= tiles) ++tile.part;
         int row = 0, column = index;
         if (p.rows > 1) {
             const int group_tiles = p.group_m * p.columns;

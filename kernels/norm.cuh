@@ -1,9 +1,10 @@
 // The join of a layer's branches: s = Σ addends (one to three), and up to two layer norms of it in the same pass.
 //
-//   sum  = a0 [+ a1 [+ a2]]                      (fp32; stored if asked for, rounded to 16 bits)
+//   sum  = a0 [+ a1 [+ a2]] [+ Σ parts + b]      (fp32; stored if asked for, rounded to 16 bits)
 //   outᵢ = (sum − mean)/√(var + ε)·γᵢ + βᵢ       for i in 1, 2, if asked for; both from the unrounded sum
 //
-// All are [rows, hidden] row-major without gaps, hidden a multiple of 8. With lengths, row r is position r % seq_len of
+// `parts` are sums of parts of K that a product has left in fp32, [parts][rows][hidden]; b is that product's bias, [hidden].
+// All others are [rows, hidden] row-major without gaps, hidden a multiple of 8. With lengths, row r is position r % seq_len of
 // sequence r / seq_len, and rows at or past its length become zeros in every output, whatever the addends hold.
 //
 // With programmatic dependent launch γ and β, which no kernel writes, are read before the wait for the kernel before; the next
@@ -19,17 +20,19 @@
 
 struct NormParams {
     const void* addend[3];  // unused ones null
+    const float* parts;     // null if there are none
+    const void* bias;       // null if there is none
     void* sum;              // null if not wanted
     void* out[2];           // null if not wanted
     const void* gamma[2];
     const void* beta[2];
     const int* lengths;     // null: no padding
-    int rows, hidden, seq_len;
+    int rows, hidden, seq_len, part_count;
     float eps;
 };
 
-// THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors of eight elements.
-template <typename T, int ROW_THREADS, int CHUNKS, int THREADS>
+// With or without PARTS, whose registers the other does not need. THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors of eight elements.
+template <typename T, int ROW_THREADS, int CHUNKS, int THREADS, bool PARTS>
 struct Norm {
     using S = typename T::Storage;
 
@@ -61,6 +64,15 @@ struct Norm {
             gamma[i][c] = *reinterpret_cast<const uint4*>(static_cast<const S*>(p.gamma[i]) + column);
             beta[i][c] = *reinterpret_cast<const uint4*>(static_cast<const S*>(p.beta[i]) + column);
         };
+        constexpr bool EARLY_BIAS = CHUNKS < 4;
+        uint4 bias[CHUNKS] = {};
+        const auto load_bias = [&] {
+            if (p.bias != nullptr)
+                for_each(thread, p.hidden, [&](int c, int column) {
+                    bias[c] = *reinterpret_cast<const uint4*>(static_cast<const S*>(p.bias) + column);
+                });
+        };
+        if (PARTS && EARLY_BIAS) load_bias();
         constexpr bool EARLY = THREADS < 512;  // the widest rows leave no registers for it
 #pragma unroll
         for (int i = 0; i < 2; ++i)
@@ -72,6 +84,11 @@ struct Norm {
 #pragma unroll
             for (int a = 0; a < 3; ++a)
                 if (p.addend[a] != nullptr) add(x, static_cast<const S*>(p.addend[a]) + offset, thread, p.hidden);
+            if (PARTS) {
+                for (int part = 0; part < p.part_count; part += TOGETHER) add_parts(x, p, part, offset, thread);
+                if (!EARLY_BIAS) load_bias();
+                for_each(thread, p.hidden, [&](int c, int) { add_vector(x[c], bias[c]); });
+            }
         }
         if (p.sum != nullptr) store(x, static_cast<S*>(p.sum) + offset, thread, p.hidden);
         if (p.out[0] == nullptr && p.out[1] == nullptr) return;
@@ -124,15 +141,45 @@ struct Norm {
 
     static __device__ __forceinline__ void add(float (&x)[CHUNKS][VECTOR], const S* from, int thread, int hidden) {
         for_each(thread, hidden, [&](int c, int column) {
-            const uint4 raw = *reinterpret_cast<const uint4*>(from + column);
-            const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-            for (int e = 0; e < 4; ++e) {
-                const float2 pair = T::unpack(pairs[e]);
-                x[c][2 * e] += pair.x;
-                x[c][2 * e + 1] += pair.y;
-            }
+            add_vector(x[c], *reinterpret_cast<const uint4*>(from + column));
         });
+    }
+
+    static __device__ __forceinline__ void add_vector(float (&x)[VECTOR], uint4 raw) {
+        const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+            const float2 pair = T::unpack(pairs[e]);
+            x[2 * e] += pair.x;
+            x[2 * e + 1] += pair.y;
+        }
+    }
+
+    // Some parts from this one on: all their loads are under way before the first is needed, or each would wait for L2 alone.
+    static constexpr int TOGETHER = CHUNKS == 1 ? 4 : 2;
+    static __device__ __forceinline__ void add_parts(float (&x)[CHUNKS][VECTOR], const NormParams& p, int part, int64_t offset,
+                                                     int thread) {
+        float4 y[TOGETHER][CHUNKS][2];
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i) {
+            const float* from = p.parts + static_cast<int64_t>(part + i) * p.rows * p.hidden + offset;
+            for_each(thread, p.hidden, [&](int c, int column) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                    y[i][c][half] = part + i < p.part_count ? *reinterpret_cast<const float4*>(from + column + half * 4)
+                                                            : make_float4(0.f, 0.f, 0.f, 0.f);
+            });
+        }
+#pragma unroll
+        for (int i = 0; i < TOGETHER; ++i)
+            for_each(thread, p.hidden, [&](int c, int) {
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const float4 add = y[i][c][half];
+                    float* const to = x[c] + half * 4;
+                    to[0] += add.x, to[1] += add.y, to[2] += add.z, to[3] += add.w;
+                }
+            });
     }
 
     static __device__ __forceinline__ void store(const float (&x)[CHUNKS][VECTOR], S* to, int thread, int hidden) {
@@ -145,12 +192,16 @@ struct Norm {
 
 #define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS)                                                               \
     extern "C" __global__ void __launch_bounds__(THREADS) norm_##NAME(const __grid_constant__ NormParams p) {         \
-        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS>::run(p);                                                      \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, false>::run(p);                                               \
+    }                                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(THREADS) norm_parts_##NAME(const __grid_constant__ NormParams p) {   \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, true>::run(p);                                                \
     }
 
 NORM_KERNEL(warp_1, 32, 1, 128)      // hidden ≤ 256
 NORM_KERNEL(warp_2, 32, 2, 128)      // hidden ≤ 512
 NORM_KERNEL(warp_4, 32, 4, 128)      // hidden ≤ 1024
 NORM_KERNEL(block_128, 128, 1, 128)  // hidden ≤ 1024, few rows
+NORM_KERNEL(block_256_1, 256, 1, 256)  // hidden ≤ 2048
 NORM_KERNEL(block_256, 256, 2, 256)  // hidden ≤ 4096
 NORM_KERNEL(block_512, 512, 4, 512)  // hidden ≤ 16384

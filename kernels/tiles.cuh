@@ -21,7 +21,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 // ---- GEMM on Hopper (gemm_sm90.cu) ------------------------------------------------------------------------------------
 //
 // Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
-// warpgroups share a tile or take turns with whole tiles; rows (columns, where N is free) of C that one finishes at a time,
+// warpgroups share a tile, take turns with whole tiles, or one is alone; rows (columns, where N is free) of C that one finishes at a time,
 // and in how many buffers. A stage is (M+N)·128 bytes, and as many as fit are used. `why` says N × M where it names shapes.
 //
 //     name       M    N  free consumers chunk buffers   why
@@ -31,6 +31,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
     X(128x192, 128, 192, N, TOGETHER, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */             \
     X(128x128t, 128, 128, M, IN_TURN, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */          \
     X(128x128, 128, 128, M, TOGETHER, 128, 1) /* one round of 128 tiles: each finishes half as much */                  \
+    X(128x128a, 128, 128, M, ALONE, 64, 1) /* beside attention's block: half the registers, three stages in half the memory */ \
     X(128x96, 128, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 3072 × 512 */                                   \
     X(64x96, 64, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 6144 × 128 */                                     \
     X(128x64, 128, 64, M, TOGETHER, 128, 1) /* up to 128 rows, split or two blocks a multiprocessor */                  \
@@ -39,6 +40,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
     X(16x64, 16, 64, M, TOGETHER, 16, 1) /* one to sixteen rows: W streams */
 
 constexpr int GEMM_MAX_STAGES = 16;
+constexpr int GEMM_MAX_PARTS = 8;  // of K
 
 // ---- Attention (attention_sm80.cu): head_dim, warps, query rows a warp, keys a step ---------------------------------
 //
@@ -70,11 +72,12 @@ constexpr int GEMM_MAX_STAGES = 16;
 // ---- Attention on Hopper (attention_sm90.cu): name (head_dim, query rows × keys a step), head_dim, consumer warpgroups of 64
 // query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold --------------------------------------
 //
-// At head_dim 64 three warpgroups, of which one always has products for the tensor cores: 480 TFLOP/s at seq 8192, two 460. Wider
-// heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors.
+// At head_dim 64 four warpgroups, of which one always has products for the tensor cores: two reach 460 TFLOP/s at seq 8192 where
+// three reach 480. Wider heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors.
 #define ATTENTION_SM90_TILES(X)                                                                                         \
     X(d32_192x128, 32, 3, 128, 8, 1)                                                                                    \
     X(d32_64x128, 32, 1, 128, 4, 2)                                                                                     \
+    X(d64_256x64, 64, 4, 64, 16, 1)                                                                                     \
     X(d64_192x128, 64, 3, 128, 8, 1)                                                                                    \
     X(d64_128x128, 64, 2, 128, 8, 1)                                                                                    \
     X(d64_64x128, 64, 1, 128, 4, 2)                                                                                     \

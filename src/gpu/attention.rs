@@ -7,6 +7,7 @@ mod variant;
 
 use super::batch::Sequences;
 use super::device::{Device, Stream};
+use super::gemm::Meanwhile;
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::tiles::ATTENTION_TILES;
@@ -46,11 +47,11 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention)
     })
 }
 
-/// Shared memory that a product beside this attention should leave free on each multiprocessor, bytes.
-pub(super) fn spare_bytes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<usize> {
+/// What of the device this attention has while a product runs beside it.
+pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<Meanwhile> {
     Ok(match (planned(kernels, device, attention)?, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows }, Some(sm90)) => sm90.spare_bytes(device, attention, rows),
-        _ => 0,
+        (AttentionVariant::Sm90 { rows }, Some(sm90)) => sm90.takes(device, attention, rows),
+        _ => Meanwhile::default(),
     })
 }
 

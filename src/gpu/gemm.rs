@@ -40,6 +40,9 @@ pub(super) struct Gemm {
     pub(super) bias: u64,
     pub(super) then: Then,
     pub(super) c: Matrix,
+    /// Pointer to fp32 `[GEMM_MAX_PARTS, M, N]`, or 0: with a variant that computes parts of K apart, where their sums go. C is not
+    /// written then, and bias and residual are left to whoever adds them up; there must be no activation.
+    pub(super) sums: u64,
     /// Instead of the planned one.
     pub(super) variant: Option<GemmVariant>,
     /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. That kernel
@@ -48,8 +51,17 @@ pub(super) struct Gemm {
     /// With `overlap` and two pairs: the first one's A, and the residual, are complete before the kernel before this one lets
     /// this one begin, and so need no waiting for.
     pub(super) first_early: bool,
-    /// Shared memory of each multiprocessor, bytes, that shall be left to another kernel's blocks. For the planner.
+    /// What another kernel needs meanwhile. For the planner.
+    pub(super) meanwhile: Meanwhile,
+}
+
+/// What a kernel that runs at the same time has of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Meanwhile {
+    /// Shared memory, bytes, of each multiprocessor, and half of its registers.
     pub(super) spare_bytes: usize,
+    /// Whole multiprocessors.
+    pub(super) multiprocessors: usize,
 }
 
 impl Gemm {
@@ -63,10 +75,11 @@ impl Gemm {
             bias,
             then,
             c,
+            sums: 0,
             variant: None,
             overlap: false,
             first_early: false,
-            spare_bytes: 0,
+            meanwhile: Meanwhile::default(),
         }
     }
 
@@ -115,14 +128,7 @@ pub(super) fn takes_two_inputs(kernels: &Kernels, column: usize) -> bool {
 /// weights and bias.
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> Result<()> {
     gemm.check()?;
-    let ((m, n), steps) = (gemm.shape(), gemm.steps().iter().sum());
-    let variant = match gemm.variant {
-        Some(variant) => variant,
-        None => {
-            let limits = Limits { edge: gemm.beside.map_or(0, |(_, column)| column), spare_bytes: gemm.spare_bytes };
-            planned(kernels, stream.device(), (m, n, steps), limits)?
-        }
-    };
+    let variant = gemm.variant(kernels, stream.device())?;
     // SAFETY: shapes were checked; liveness is the caller's promise.
     match variant {
         GemmVariant::Sm80 { .. } if gemm.beside.is_some() => Err(Error::Unsupported {
@@ -138,6 +144,30 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> 
             }),
         },
     }
+}
+
+/// Launches a product whose result, without activation, a join is to add up, and which may be left in parts at `sums` (room for
+/// fp32 `[GEMM_MAX_PARTS, M, N]`, or 0 for none) instead of in C. The number of parts, if so: then neither bias nor residual has
+/// been added.
+///
+/// # Safety
+/// As [`launch`].
+pub(super) unsafe fn launch_for_join(
+    kernels: &Kernels,
+    stream: &Stream,
+    gemm: &Gemm,
+    sums: u64,
+) -> Result<Option<usize>> {
+    let gemm = Gemm { sums, ..*gemm };
+    let variant = gemm.variant(kernels, stream.device())?;
+    let GemmVariant::Sm90 { cluster: Cluster::Parts(parts), .. } = variant else {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { launch(kernels, stream, &Gemm { sums: 0, variant: Some(variant), ..gemm })? };
+        return Ok(None);
+    };
+    // SAFETY: as above.
+    unsafe { launch(kernels, stream, &Gemm { bias: 0, then: Then::Bias, variant: Some(variant), ..gemm })? };
+    Ok(Some(parts))
 }
 
 /// Most rows, columns and elements along K: indices and the tensor copies' coordinates stay within 32 bits.
@@ -157,6 +187,16 @@ fn activation_number(act: HiddenAct) -> i32 {
 }
 
 impl Gemm {
+    /// The one that was asked for, or the planner's choice.
+    fn variant(&self, kernels: &Kernels, device: &Device) -> Result<GemmVariant> {
+        if let Some(variant) = self.variant {
+            return Ok(variant);
+        }
+        let ((m, n), steps) = (self.shape(), self.steps().iter().sum());
+        let edge = self.beside.map_or(0, |(_, column)| column);
+        planned(kernels, device, (m, n, steps), Limits { edge, meanwhile: self.meanwhile, parts: self.sums != 0 })
+    }
+
     fn check(&self) -> Result<()> {
         const OPERATION: &str = "gemm";
         let Self { a, w, c, bias, second, beside, .. } = self;
@@ -197,6 +237,15 @@ impl Gemm {
                 return Err(Error::mismatch(OPERATION, "second A", got, expected));
             }
             a2.check_aligned(OPERATION, "second A")?;
+        }
+        if self.sums != 0 && (!matches!(self.then, Then::Bias) || *bias != 0 || !self.sums.is_multiple_of(16)) {
+            let got = format!("with bias at {bias:#x}, {:?}, at {:#x}", self.then, self.sums);
+            return Err(Error::mismatch(
+                OPERATION,
+                "sums of parts of K",
+                got,
+                "no epilogue, a 16-byte aligned pointer",
+            ));
         }
         if !bias.is_multiple_of(16) {
             return Err(Error::mismatch(OPERATION, "bias", format!("at {bias:#x}"), "a 16-byte aligned pointer"));
@@ -247,7 +296,8 @@ mod tests {
             overlap: false,
             first_early: false,
             beside: None,
-            spare_bytes: 0,
+            sums: 0,
+            meanwhile: Meanwhile::default(),
         }
     }
 
@@ -261,6 +311,9 @@ mod tests {
             (Gemm { c: matrix(0x30_0000, 6, 24), ..gemm() }, "6 × 24"),
             (Gemm { c: matrix(0x10_0000, 5, 24), ..gemm() }, "overlapping A"),
             (Gemm { bias: 0x104, ..gemm() }, "0x104"),
+            (Gemm { sums: 0x9008, ..gemm() }, "0x9008"),
+            (Gemm { sums: 0x9000, bias: 0x100, ..gemm() }, "with bias at 0x100"),
+            (Gemm { sums: 0x9000, then: Then::Residual(r), ..gemm() }, "Residual"),
             (Gemm { then: Then::Residual(matrix(0x40_0000, 5, 32)), ..gemm() }, "5 × 32"),
             (Gemm { then: Then::Residual(matrix(0x30_0010, 5, 24)), ..gemm() }, "partly overlapping"),
             (Gemm { second: Some((matrix(0x50_0000, 4, 8), matrix(0x60_0000, 24, 8))), ..gemm() }, "A 4 × 8"),

@@ -71,9 +71,25 @@ pub fn gemm_variants(device: &Device, m: usize, k: usize) -> Vec<GemmVariant> {
     let steps = k.div_ceil(super::tiles::GEMM_TILE_K);
     let mut variants: Vec<_> = (0..GEMM_SM80_TILES.len()).map(|tile| GemmVariant::Sm80 { tile }).collect();
     if device.uses_hopper_kernels() {
-        variants.extend(plan::sm90_variants(m, steps, device.info().shared_bytes_per_block as usize));
+        variants.extend(hopper_variants(device, m, steps).filter(|variant| !in_parts(variant)));
     }
     variants
+}
+
+/// The ways in which `device` could compute a product of that shape in parts of K: see [`gemm_in_parts`].
+pub fn gemm_variants_in_parts(device: &Device, m: usize, k: usize) -> Vec<GemmVariant> {
+    if !device.uses_hopper_kernels() {
+        return Vec::new();
+    }
+    hopper_variants(device, m, k.div_ceil(super::tiles::GEMM_TILE_K)).filter(in_parts).collect()
+}
+
+fn hopper_variants(device: &Device, m: usize, steps: usize) -> impl Iterator<Item = GemmVariant> {
+    plan::sm90_variants(m, steps, device.info().shared_bytes_per_block as usize)
+}
+
+fn in_parts(variant: &GemmVariant) -> bool {
+    matches!(variant, GemmVariant::Sm90 { cluster: Cluster::Parts(_), .. })
 }
 
 /// What the planner chooses for a product of that shape, K being the sum over both pairs if there are two.
@@ -162,36 +178,80 @@ pub fn planned_attention(attention: &Attention<'_>) -> Result<AttentionVariant> 
 /// Enqueues `c[M,N] = product`.
 ///
 /// # Errors
-/// [`Error::Mismatch`] for shapes that do not fit, N or K not a multiple of 8, a variant that cannot do the shape, tensors of
-/// different types or devices; [`Error::Unsupported`] for a variant that the device cannot run; [`Error::Cuda`],
-/// [`Error::ContextLost`].
+/// [`Error::Mismatch`] for shapes that do not fit, N or K not a multiple of 8, a variant that cannot do the shape or leaves parts of
+/// it (see [`gemm_in_parts`]), tensors of different types or devices; [`Error::Unsupported`] for a variant that the device cannot
+/// run; [`Error::Cuda`], [`Error::ContextLost`].
 pub fn gemm(stream: &Stream, product: &Product<'_>, c: &mut Tensor) -> Result<()> {
-    const OPERATION: &str = "gemm";
-    let &Product { a, w, second, beside, bias, epilogue, variant, overlap } = product;
-    let residual = match epilogue {
-        Epilogue::Residual(tensor) => Some(tensor),
-        _ => None,
-    };
-    let others = second.into_iter().flat_map(|(a, w)| [a, w]).chain(beside.map(|(a, _)| a));
-    let dtype = same_kind(OPERATION, stream, [a, w, c].into_iter().chain(others).chain(bias).chain(residual))?;
-    if let Some(bias) = bias {
-        check_shape(OPERATION, "bias", bias, (1, c.shape().1))?;
-    }
-    let then = match epilogue {
-        Epilogue::None => Then::Bias,
-        Epilogue::Activation(act) => Then::Activation(act, 0),
-        Epilogue::ActivationFrom(act, column) => Then::Activation(act, column),
-        Epilogue::Residual(tensor) => Then::Residual(tensor.matrix()),
-    };
-    let bias = bias.map_or(0, |bias| bias.matrix().pointer);
-    let second = second.map(|(a, w)| (a.matrix(), w.matrix()));
-    let beside = beside.map(|(a, column)| (a.matrix(), column));
-    let gemm = Gemm { second, beside, variant, overlap, ..Gemm::new(a.matrix(), w.matrix(), bias, then, c.matrix()) };
+    let (dtype, gemm) = product.lower(stream, c.matrix(), Some(c))?;
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed; what the kernel before
     // this one writes is the caller's promise.
     unsafe { gemm::launch(kernels, stream, &gemm) }
+}
+
+/// What [`gemm_in_parts`] has left, for [`join`] to add up: `Σ sums + bias`.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// fp32 `[count, M, N]`, or longer.
+    pub sums: &'a Floats,
+    /// How many there are.
+    pub count: usize,
+    /// `[1, N]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+/// Enqueues a product of `n` columns whose variant is one in parts of K: their sums go to `sums`, fp32 `[parts, M, N]`, unrounded.
+/// The product has no epilogue and no bias, which are the join's.
+///
+/// # Errors
+/// As [`gemm`]; [`Error::Mismatch`] for another variant, a bias or epilogue, or too little room.
+pub fn gemm_in_parts(stream: &Stream, product: &Product<'_>, sums: &mut Floats) -> Result<()> {
+    const OPERATION: &str = "gemm";
+    let parts = match product.variant {
+        Some(GemmVariant::Sm90 { cluster: Cluster::Parts(parts), .. }) => parts,
+        other => return Err(Error::mismatch(OPERATION, "variant", format!("{other:?}"), "one in parts")),
+    };
+    let (rows, cols) = (product.a.shape().0, product.w.shape().0);
+    let needed = parts.saturating_mul(rows).saturating_mul(cols);
+    if sums.len() < needed {
+        return Err(Error::mismatch(OPERATION, "room for sums of parts", sums.len(), format!("{needed} at least")));
+    }
+    check_device(OPERATION, stream, sums.device())?;
+    // Of C only the shape matters.
+    let c = Matrix { pointer: sums.pointer(), rows, cols, stride: cols };
+    let (dtype, gemm) = product.lower(stream, c, None)?;
+    let kernels = stream.device().kernels(dtype)?;
+    stream.device().enter()?;
+    // SAFETY: as for `gemm`; there is room for the sums.
+    unsafe { gemm::launch(kernels, stream, &Gemm { sums: sums.pointer(), ..gemm }) }
+}
+
+impl Product<'_> {
+    /// As the launchers take it, and its element type.
+    fn lower(&self, stream: &Stream, c: Matrix, c_tensor: Option<&Tensor>) -> Result<(Dtype, Gemm)> {
+        const OPERATION: &str = "gemm";
+        let &Self { a, w, second, beside, bias, epilogue, variant, overlap } = self;
+        let residual = match epilogue {
+            Epilogue::Residual(tensor) => Some(tensor),
+            _ => None,
+        };
+        let others = second.into_iter().flat_map(|(a, w)| [a, w]).chain(beside.map(|(a, _)| a)).chain(c_tensor);
+        let dtype = same_kind(OPERATION, stream, [a, w].into_iter().chain(others).chain(bias).chain(residual))?;
+        if let Some(bias) = bias {
+            check_shape(OPERATION, "bias", bias, (1, c.cols))?;
+        }
+        let then = match epilogue {
+            Epilogue::None => Then::Bias,
+            Epilogue::Activation(act) => Then::Activation(act, 0),
+            Epilogue::ActivationFrom(act, column) => Then::Activation(act, column),
+            Epilogue::Residual(tensor) => Then::Residual(tensor.matrix()),
+        };
+        let bias = bias.map_or(0, |bias| bias.matrix().pointer);
+        let second = second.map(|(a, w)| (a.matrix(), w.matrix()));
+        let beside = beside.map(|(a, column)| (a.matrix(), column));
+        Ok((dtype, Gemm { second, beside, variant, overlap, ..Gemm::new(a.matrix(), w.matrix(), bias, then, c) }))
+    }
 }
 
 /// Records products into a graph, one after the other into the same `c`, which with their operands stays borrowed.
@@ -292,8 +352,8 @@ pub struct Norm<'a> {
     pub beta: &'a Tensor,
 }
 
-/// `s = Σ addends` (one to three, `[rows, hidden_size]`), stored to `sum` if given, and up to two layer norms of
-/// it, `(s − mean)/√(var + eps)·γ + β`. Padded rows become zeros in every output.
+/// `s = Σ addends` (one to three, `[rows, hidden_size]`) and, if given, what a product has left in parts; stored to `sum` if given,
+/// and up to two layer norms of it, `(s − mean)/√(var + eps)·γ + β`. Padded rows become zeros in every output.
 ///
 /// # Errors
 /// As [`gemm`]; [`Error::Mismatch`] for no or more than three addends, more than two norms, or no output.
@@ -301,6 +361,7 @@ pub fn join(
     stream: &Stream,
     batch: &Batch,
     addends: &[&Tensor],
+    parts: Option<Parts<'_>>,
     sum: Option<&mut Tensor>,
     norms: &mut [Norm<'_>],
     eps: f32,
@@ -312,7 +373,8 @@ pub fn join(
     }
     let sum = sum.map(|sum| &*sum);
     let of_norms = norms.iter().flat_map(|norm| [&*norm.out, norm.gamma, norm.beta]);
-    let dtype = same_kind(OPERATION, stream, addends.iter().copied().chain(sum).chain(of_norms))?;
+    let bias = parts.and_then(|parts| parts.bias);
+    let dtype = same_kind(OPERATION, stream, addends.iter().copied().chain(sum).chain(of_norms).chain(bias))?;
     batch.check_device(OPERATION, stream.device())?;
     for norm in norms.iter() {
         for (what, vector) in [("γ", norm.gamma), ("β", norm.beta)] {
@@ -320,7 +382,16 @@ pub fn join(
         }
     }
     if let Some(first) = addends.first() {
-        check_shape(OPERATION, "addend", first, (batch.shape().rows(), first.shape().1))?;
+        let (rows, hidden) = (batch.shape().rows(), first.shape().1);
+        check_shape(OPERATION, "addend", first, (rows, hidden))?;
+        if let Some(Parts { sums, count, bias }) = parts {
+            let needed = count.saturating_mul(rows).saturating_mul(hidden);
+            if sums.len() < needed {
+                return Err(Error::mismatch(OPERATION, "length of parts", sums.len(), format!("{needed} at least")));
+            }
+            check_device(OPERATION, stream, sums.device())?;
+            bias.map_or(Ok(()), |bias| check_shape(OPERATION, "bias", bias, (1, hidden)))?;
+        }
     }
     let output = |norm: &Norm<'_>| NormOutput {
         out: norm.out.matrix(),
@@ -329,6 +400,11 @@ pub fn join(
     };
     let join = Join {
         addends: std::array::from_fn(|i| addends.get(i).map(|tensor| tensor.matrix())),
+        parts: parts.map(|parts| norm::Parts {
+            sums: parts.sums.pointer(),
+            count: parts.count,
+            bias: bias.map_or(0, |bias| bias.matrix().pointer),
+        }),
         sum: sum.map(Tensor::matrix),
         norms: std::array::from_fn(|i| norms.get(i).map(output)),
         lengths: batch.sequences().padding(),

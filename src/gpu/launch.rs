@@ -224,6 +224,8 @@ pub(super) struct Kernels {
     pub(super) attention_sm90: Option<Sm90Attention>,
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
+    /// Likewise, for joins with parts.
+    pub(super) norm_parts: Vec<Function>,
     /// In the order of [`RotaryKernel::ALL`].
     pub(super) rotary: Vec<Function>,
     /// Occupies a stream for a while.
@@ -240,10 +242,13 @@ impl Kernels {
         let norm_module = Module::load(device, &format!("norm_{target}_{dtype}"))?;
         let rotary_module = Module::load(device, &format!("rotary_{target}_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
-        let norm = NormKernel::ALL
-            .iter()
-            .map(|kernel| norm_module.function(device, &format!("norm_{}", kernel.name), kernel.threads, 0))
-            .collect::<Result<_>>()?;
+        let norms = |prefix: &str| {
+            let function = |kernel: &NormKernel| {
+                norm_module.function(device, &format!("{prefix}_{}", kernel.name), kernel.threads, 0)
+            };
+            NormKernel::ALL.iter().map(function).collect::<Result<_>>()
+        };
+        let (norm, norm_parts) = (norms("norm")?, norms("norm_parts")?);
         let rotary = RotaryKernel::ALL
             .iter()
             .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
@@ -257,6 +262,7 @@ impl Kernels {
             attention_sm80: OnceLock::new(),
             attention_sm90: hopper.then(|| Sm90Attention::load(device, dtype)).transpose()?,
             norm,
+            norm_parts,
             rotary,
             delay,
             _modules: vec![norm_module, rotary_module, probe_module],
@@ -287,7 +293,7 @@ impl Kernels {
         let portable = self.gemm_sm80(device)?.functions().chain(self.attention_sm80(device)?.functions());
         let gemm_sm90 = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
         let attention_sm90 = self.attention_sm90.iter().flat_map(Sm90Attention::functions);
-        let others = self.norm.iter().chain(&self.rotary).chain([&self.delay]);
+        let others = self.norm.iter().chain(&self.norm_parts).chain(&self.rotary).chain([&self.delay]);
         let functions = portable.chain(gemm_sm90).chain(attention_sm90).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }

@@ -21,11 +21,12 @@ pub(super) struct NormKernel {
 }
 
 impl NormKernel {
-    pub(super) const ALL: [Self; 6] = [
+    pub(super) const ALL: [Self; 7] = [
         Self { name: "warp_1", row_threads: 32, chunks: 1, threads: 128 },
         Self { name: "warp_2", row_threads: 32, chunks: 2, threads: 128 },
         Self { name: "warp_4", row_threads: 32, chunks: 4, threads: 128 },
         Self { name: "block_128", row_threads: 128, chunks: 1, threads: 128 },
+        Self { name: "block_256_1", row_threads: 256, chunks: 1, threads: 256 },
         Self { name: "block_256", row_threads: 256, chunks: 2, threads: 256 },
         Self { name: "block_512", row_threads: 512, chunks: 4, threads: 512 },
     ];
@@ -51,11 +52,22 @@ pub(super) struct NormOutput {
     pub(super) beta: u64,
 }
 
-/// `s = Σ addends`, and norms of it. Outputs may be addends; they may not be each other.
+/// What a product has left to be added up, of parts of K: see `Gemm::sums`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parts {
+    /// fp32 `[count, rows, hidden]`.
+    pub(super) sums: u64,
+    pub(super) count: usize,
+    /// The product's bias, `hidden` elements, or 0.
+    pub(super) bias: u64,
+}
+
+/// `s = Σ addends [+ Σ parts + bias]`, and norms of it. Outputs may be addends; they may not be each other.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Join {
     /// One to three, all of one shape, without gaps between rows.
     pub(super) addends: [Option<Matrix>; 3],
+    pub(super) parts: Option<Parts>,
     /// Where the sum goes, if anywhere.
     pub(super) sum: Option<Matrix>,
     pub(super) norms: [Option<NormOutput>; 2],
@@ -72,6 +84,8 @@ pub(super) struct Join {
 #[derive(Clone, Copy, NoUninit)]
 struct Params {
     addends: [u64; 3],
+    parts: u64,
+    bias: u64,
     sum: u64,
     out: [u64; 2],
     gamma: [u64; 2],
@@ -80,7 +94,9 @@ struct Params {
     rows: i32,
     hidden: i32,
     seq_len: i32,
+    part_count: i32,
     eps: f32,
+    padding: i32,
 }
 
 /// Launches the join on `stream`.
@@ -93,6 +109,8 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> 
     let pointer = |matrix: Option<Matrix>| matrix.map_or(0, |matrix| matrix.pointer);
     let parameters = Params {
         addends: join.addends.map(pointer),
+        parts: join.parts.map_or(0, |parts| parts.sums),
+        bias: join.parts.map_or(0, |parts| parts.bias),
         sum: pointer(join.sum),
         out: join.norms.map(|norm| pointer(norm.map(|norm| norm.out))),
         gamma: join.norms.map(|norm| norm.map_or(0, |norm| norm.gamma)),
@@ -101,12 +119,15 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> 
         rows: rows as i32,
         hidden: hidden as i32,
         seq_len: join.seq_len as i32,
+        part_count: join.parts.map_or(0, |parts| parts.count as i32),
         eps: join.eps,
+        padding: 0,
     };
     let blocks = rows.div_ceil(NormKernel::ALL[index].rows_per_block());
     let grid = Grid { overlap: join.overlap && kernels.overlaps, ..Grid::new(blocks, 1) };
+    let functions = if join.parts.is_some() { &kernels.norm_parts } else { &kernels.norm };
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
-    unsafe { kernels.norm[index].launch(stream, grid, &parameters) }
+    unsafe { functions[index].launch(stream, grid, &parameters) }
 }
 
 impl Join {
@@ -154,6 +175,12 @@ impl Join {
                 }
             }
         }
+        if let Some(Parts { sums, count, bias }) = self.parts
+            && (sums == 0 || count == 0 || !sums.is_multiple_of(16) || !bias.is_multiple_of(16))
+        {
+            let got = format!("{count} at {sums:#x}, bias at {bias:#x}");
+            return Err(Error::mismatch(OPERATION, "parts", got, "some, at 16-byte aligned pointers"));
+        }
         for norm in self.norms.iter().flatten() {
             if norm.gamma == 0 || norm.beta == 0 || !norm.gamma.is_multiple_of(16) || !norm.beta.is_multiple_of(16) {
                 return Err(Error::mismatch(
@@ -178,6 +205,7 @@ mod tests {
         let norm = NormOutput { out: matrix(0x3000), gamma: 0x100, beta: 0x200 };
         let good = Join {
             addends: [Some(matrix(0x1000)), Some(matrix(0x2000)), None],
+            parts: Some(Parts { sums: 0x10_0000, count: 3, bias: 0x100 }),
             sum: Some(matrix(0x1000)),
             norms: [Some(norm), None],
             lengths: 0,
@@ -195,6 +223,8 @@ mod tests {
             (Join { sum: Some(matrix(0x1010)), ..good }, "overlapping another operand at 0x1000"),
             (Join { norms: [Some(NormOutput { gamma: 0, ..norm }), None], ..good }, "at 0x0"),
             (Join { seq_len: 0, ..good }, "seq_len 0"),
+            (Join { parts: Some(Parts { sums: 0x10_0008, count: 3, bias: 0 }), ..good }, "3 at 0x100008"),
+            (Join { parts: Some(Parts { sums: 0x10_0000, count: 0, bias: 0 }), ..good }, "0 at 0x100000"),
         ] {
             let message = bad.check().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");

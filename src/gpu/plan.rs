@@ -1,12 +1,17 @@
 //! Which kernel for which shape. No launch, no allocation: numbers in, an index out.
 
 use super::gemm::sm90::Room;
-use super::gemm::{Cluster, GemmVariant};
+use super::gemm::{Cluster, GemmVariant, Meanwhile};
 use super::norm::NormKernel;
 use super::tiles::{
-    ATTENTION_SM90_TILES, ATTENTION_TILES, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile,
+    ATTENTION_SM90_TILES, ATTENTION_TILES, Consumers, GEMM_MAX_PARTS, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K,
+    Sm90GemmTile,
 };
 use crate::config::Schedule;
+
+/// Rows up to which products may leave sums of parts of K to a join: more fill the device without, and the sums, four bytes an
+/// element and part, take more time to read than they save.
+pub(super) const MAX_ROWS_IN_PARTS: usize = 1024;
 
 /// Tile rows that walk over N together, so that they share their W tiles in L2.
 pub(super) const GROUP_M: usize = 8;
@@ -67,12 +72,13 @@ struct Sm90TileCost {
 
 /// In the order of [`GEMM_SM90_TILES`]. These and the numbers in [`sm90_cost_ns`] make the choice cost least against the best
 /// of all variants, measured on an H200 (bf16, the 84 shapes of `paf kernels gemm`): 1 % on average, 7 % at worst.
-const SM90_COSTS: [Sm90TileCost; 11] = [
+const SM90_COSTS: [Sm90TileCost; 12] = [
     Sm90TileCost { step_ns: [687.0, 1374.0], finish_ns: 1670.0 }, // 256x128
     Sm90TileCost { step_ns: [595.0, 1190.0], finish_ns: 1601.0 }, // 128x224
     Sm90TileCost { step_ns: [519.0, 1037.0], finish_ns: 1240.0 }, // 128x192
     Sm90TileCost { step_ns: [356.0, 712.0], finish_ns: 566.0 },   // 128x128t
     Sm90TileCost { step_ns: [357.0, 714.0], finish_ns: 498.0 },   // 128x128
+    Sm90TileCost { step_ns: [400.0, 800.0], finish_ns: 900.0 },   // 128x128a
     Sm90TileCost { step_ns: [293.0, 587.0], finish_ns: 314.0 },   // 128x96
     Sm90TileCost { step_ns: [155.0, 275.0], finish_ns: 739.0 },   // 64x96
     Sm90TileCost { step_ns: [210.0, 422.0], finish_ns: 404.0 },   // 128x64
@@ -86,30 +92,35 @@ const SM90_COSTS: [Sm90TileCost; 11] = [
 pub(super) struct Limits {
     /// A column at which tiles must meet.
     pub(super) edge: usize,
-    /// Shared memory of each multiprocessor to leave free, bytes, and half of its registers, for another kernel's block.
-    pub(super) spare_bytes: usize,
+    /// What to leave to another kernel.
+    pub(super) meanwhile: Meanwhile,
+    /// Whether parts of K may leave their sums to a join.
+    pub(super) parts: bool,
 }
 
 impl Limits {
     fn allow(&self, variant: GemmVariant) -> bool {
         let GemmVariant::Sm90 { tile, cluster, .. } = variant else { return false };
         let tile = &GEMM_SM90_TILES[tile];
-        self.edge.is_multiple_of(tile.n * cluster.shared().0) && (self.spare_bytes == 0 || tile.holds_two_blocks())
+        self.edge.is_multiple_of(tile.n * cluster.shared().0)
+            && (self.meanwhile.spare_bytes == 0 || tile.holds_two_blocks())
+            && (self.parts || cluster.parts() == 1)
     }
 }
 
 /// The variant of Hopper's kernel with the least estimated time. Some tile of 64 columns always remains.
 pub(super) fn gemm_sm90(m: usize, n: usize, steps: usize, limits: Limits, room: &Room) -> GemmVariant {
-    sm90_variants(m, steps, room.shared_bytes - limits.spare_bytes)
+    sm90_variants(m, steps, room.shared_bytes - limits.meanwhile.spare_bytes)
         .filter(|&variant| limits.allow(variant))
-        .map(|variant| (sm90_cost_ns(m, n, steps, room, variant), variant))
+        .map(|variant| (sm90_cost_ns(m, n, steps, room, limits.meanwhile.multiprocessors, variant), variant))
         .min_by(|a, b| a.0.total_cmp(&b.0))
         .expect("every shape has a variant")
         .1
 }
 
 /// What is worth considering: tiles that are not mostly empty, alone, in pairs or split in up to four (larger clusters find
-/// fewer places on the device than what they share makes up for), as many stages as fit one or two blocks a multiprocessor.
+/// fewer places on the device than what they share makes up for), or in parts; as many stages as fit one or two blocks a
+/// multiprocessor.
 pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl Iterator<Item = GemmVariant> {
     // The narrowest tile that holds all tokens, and narrower ones.
     let enough = GEMM_SM90_TILES.iter().map(|tile| tile.m).filter(|&rows| rows >= m).min().unwrap_or(usize::MAX);
@@ -118,17 +129,20 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
         let row = &GEMM_SM90_TILES[tile];
         let shares = [(1, 1), (2, 1), (1, 2)].map(|(n, m)| Cluster::Share { n, m });
         let splits = [2, 4].map(Cluster::Split);
-        let clusters = shares.into_iter().chain(splits).filter(move |cluster| match cluster {
+        let parts = (2..=GEMM_MAX_PARTS).map(Cluster::Parts);
+        let clusters = shares.into_iter().chain(splits).chain(parts).filter(move |cluster| match cluster {
             // Instructions limit narrow tiles, not loads.
             Cluster::Share { n: 1, m: 1 } => true,
             Cluster::Share { m: rows, .. } => row.consumers() == 2 && m > row.m * (rows - 1),
             // Narrower tiles than there are rows would read each part of W again.
             Cluster::Split(split) => row.splits() && row.m >= m.min(128) && m <= row.m * 8 && split * 2 <= steps,
+            Cluster::Parts(parts) => {
+                row.work != Consumers::InTurn && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps
+            }
         });
         clusters.flat_map(move |cluster| {
-            let split = cluster.split();
-            let most = row.stages_in(shared_bytes, split);
-            let two_blocks = row.stages_in(SM90_TWO_BLOCKS_BYTES.min(shared_bytes), split);
+            let most = row.stages_in(shared_bytes, cluster);
+            let two_blocks = row.stages_in(SM90_TWO_BLOCKS_BYTES.min(shared_bytes), cluster);
             let stages = [most, two_blocks].into_iter().enumerate();
             stages
                 .filter(move |&(i, n)| n >= 2 && (i == 0 || row.holds_two_blocks() && n != most))
@@ -141,12 +155,12 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
 pub(super) const SM90_TWO_BLOCKS_BYTES: usize = 113 * 1024;
 
 /// Blocks that a multiprocessor holds at once.
-pub(super) fn sm90_blocks_per_multiprocessor(tile: &Sm90GemmTile, stages: usize, split: usize) -> usize {
-    if tile.holds_two_blocks() && tile.shared_bytes(stages, split) <= SM90_TWO_BLOCKS_BYTES { 2 } else { 1 }
+pub(super) fn sm90_blocks_per_multiprocessor(tile: &Sm90GemmTile, stages: usize, cluster: Cluster) -> usize {
+    if tile.holds_two_blocks() && tile.shared_bytes(stages, cluster) <= SM90_TWO_BLOCKS_BYTES { 2 } else { 1 }
 }
 
-/// Estimated time of one product; infinite for other kernels' variants.
-fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, variant: GemmVariant) -> f64 {
+/// Estimated time of one product, of which another kernel has some multiprocessors meanwhile; infinite for other kernels' variants.
+fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, taken: usize, variant: GemmVariant) -> f64 {
     /// From the launch to the first product, and from the last tile's having left to the next kernel.
     const START_NS: f64 = 2724.0;
     /// From a request to the data's being there.
@@ -154,6 +168,11 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, variant: GemmVari
     /// The meeting of a split tile's parts, and each kilobyte of sums that a block gets.
     const SPLIT_NS: f64 = 1000.0;
     const SPLIT_KB_NS: f64 = 111.9;
+    /// What the join takes longer for each part of K, and what it reads.
+    const PART_NS: f64 = 350.0;
+    const PARTS_BYTES_PER_NS: f64 = 3500.0;
+    /// What blocks lose that have to wait for another kernel's multiprocessors.
+    const TAKEN_NS: f64 = 4000.0;
     /// What sharing W does to a step (sharing A: nothing), and what either costs once.
     const PAIR_ALONG_M: f64 = 0.995;
     const PAIR_NS: f64 = 40.0;
@@ -162,21 +181,28 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, variant: GemmVari
     let GemmVariant::Sm90 { tile, cluster, stages } = variant else { return f64::INFINITY };
     let (cost, tile) = (&SM90_COSTS[tile], &GEMM_SM90_TILES[tile]);
     let ((share_n, share_m), split) = (cluster.shared(), cluster.split());
-    let clusters = m.div_ceil(tile.m * share_m) * n.div_ceil(tile.n * share_n);
+    let clusters = m.div_ceil(tile.m * share_m) * n.div_ceil(tile.n * share_n) * cluster.parts();
     let at_once = room.clusters_at_once(tile, cluster, stages);
     let rounds = clusters.div_ceil(at_once) as f64;
     // Blocks that share a multiprocessor: two only where there are more than multiprocessors.
-    let resident = sm90_blocks_per_multiprocessor(tile, stages, split);
+    let resident = sm90_blocks_per_multiprocessor(tile, stages, cluster);
     let together = clusters.div_ceil(at_once.div_ceil(resident)).min(resident);
 
     let along_m = if share_m > 1 { PAIR_ALONG_M } else { 1.0 };
     let step_ns = (cost.step_ns[together - 1] * along_m).max(LATENCY_NS / stages as f64);
-    let finished = if tile.in_turn { 1.0 } else { rounds };
-    let mut ns = rounds * steps.div_ceil(split) as f64 * step_ns + finished * together as f64 * cost.finish_ns;
+    let finished = if tile.work == Consumers::InTurn { 1.0 } else { rounds };
+    let mut ns =
+        rounds * steps.div_ceil(split * cluster.parts()) as f64 * step_ns + finished * together as f64 * cost.finish_ns;
     if split > 1 {
         ns += SPLIT_NS + SPLIT_KB_NS * (tile.m * tile.n * 4 / split) as f64 / 1024.0;
     } else if cluster.blocks() > 1 {
         ns += PAIR_NS;
+    } else if cluster.parts() > 1 {
+        ns += cluster.parts() as f64 * PART_NS + (cluster.parts() * m * n * 4) as f64 / PARTS_BYTES_PER_NS;
+    }
+    let free = at_once * (room.clusters[0][0] - taken.min(room.clusters[0][0])) / room.clusters[0][0];
+    if clusters > free && taken > 0 {
+        ns += TAKEN_NS;
     }
     let k = steps * GEMM_TILE_K;
     let memory_ns = ((m * k + n * k + m * n) * 2) as f64 / MEMORY_BYTES_PER_NS;
@@ -207,7 +233,7 @@ pub(super) fn attention_tile(
 
 /// Of one block of Hopper's attention with so many consumer warpgroups, at head_dim 64: ns for one step along the keys, and for
 /// a tile beside its steps. Measured on an H200; wider heads take longer in proportion.
-const SM90_ATTENTION_NS: [(f64, f64); 3] = [(1000.0, 1500.0), (1170.0, 1500.0), (1500.0, 1500.0)];
+const SM90_ATTENTION_NS: [(f64, f64); 4] = [(1000.0, 1500.0), (1170.0, 1500.0), (1500.0, 1500.0), (1100.0, 1500.0)];
 /// What two blocks of one warpgroup on one multiprocessor take for a step each.
 const SM90_ATTENTION_PAIR_NS: f64 = 1180.0;
 
@@ -294,14 +320,29 @@ mod tests {
     #[test]
     fn limits_are_observed() {
         for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (512, 14336, 6144), (4096, 960, 192), (70, 584, 64)] {
-            for spare_bytes in [0, 117_760] {
-                let limits = Limits { edge, spare_bytes };
+            for (spare_bytes, parts) in [(0, false), (0, true), (117_760, false), (117_760, true)] {
+                let meanwhile = Meanwhile { spare_bytes, multiprocessors: 0 };
+                let limits = Limits { edge, meanwhile, parts };
                 let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, 16, limits, &ROOM) else { panic!() };
                 let tile = &GEMM_SM90_TILES[tile];
                 assert!(edge.is_multiple_of(tile.n * cluster.shared().0), "{m} × {n}: {}", tile.name);
+                assert!(parts || cluster.parts() == 1, "{m} × {n}: {}", tile.name);
                 assert!(spare_bytes == 0 || tile.holds_two_blocks(), "{m} × {n}: {}", tile.name);
-                assert!(tile.shared_bytes(stages, cluster.split()) + spare_bytes <= ROOM.shared_bytes);
+                assert!(tile.shared_bytes(stages, cluster) + spare_bytes <= ROOM.shared_bytes);
             }
+        }
+    }
+
+    #[test]
+    fn parts_of_k_leave_another_kernel_its_multiprocessors() {
+        for (m, n, k, taken) in [(128, 2048, 10240, 32), (128, 4096, 20480, 32), (128, 1024, 5120, 32)] {
+            let meanwhile = Meanwhile { spare_bytes: 0, multiprocessors: taken };
+            let limits = Limits { meanwhile, parts: true, ..Limits::default() };
+            let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, k / 64, limits, &ROOM) else { panic!() };
+            let tile = &GEMM_SM90_TILES[tile];
+            let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n) * cluster.parts();
+            let places = (132 - taken) * sm90_blocks_per_multiprocessor(tile, stages, cluster);
+            assert!(cluster.parts() > 1 && blocks <= places, "{m} × {n}: {} {cluster:?}", tile.name);
         }
     }
 
@@ -323,7 +364,7 @@ mod tests {
                         panic!()
                     };
                     let tile = &GEMM_SM90_TILES[tile];
-                    assert!(stages >= 2 && tile.shared_bytes(stages, cluster.split()) <= ROOM.shared_bytes);
+                    assert!(stages >= 2 && tile.shared_bytes(stages, cluster) <= ROOM.shared_bytes);
                     assert!(cluster.split() <= steps);
                 }
             }
@@ -350,7 +391,7 @@ mod tests {
         };
         assert_eq!(
             [(1, 128), (1, 512), (8, 512), (32, 512), (1, 8192)].map(|(batch, len)| rows(batch, len)),
-            [64, 64, 192, 192, 192]
+            [64, 64, 256, 256, 256]
         );
         assert!(attention_sm90(72, |_| 16, 128, false, 132).is_none());
     }

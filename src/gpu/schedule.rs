@@ -41,10 +41,10 @@ use super::attention::{self, Attention};
 use super::batch::Batch;
 use super::device::{Event, Stream};
 use super::encoder::{DeviceLayer, Encoder};
-use super::gemm::{self, Gemm, Then};
+use super::gemm::{self, Gemm, Meanwhile, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
-use super::norm::{self, Join, NormOutput};
+use super::norm::{self, Join, NormOutput, Parts};
 use super::plan;
 use super::rotary::{self, Rotate};
 use super::workspace::{Branch, Scratch, Workspace};
@@ -196,37 +196,37 @@ impl Run<'_> {
                 // a = LN1(x + Attn(x)); y = LN2(a + FFN(a))
                 Design::SafPostNorm => {
                     let a = normed_1;
-                    self.attention_block(attention, layer, x, Then::Residual(x))?;
-                    self.join(one(attention_out), None, [Some(norm_1(layer, a)), None])?;
-                    self.ffn_block(ffn, layer, a, Then::Residual(a), ffn_out)?;
-                    self.join(one(ffn_out), None, [Some(norm_2(layer, y)), None])
+                    let sum = self.attention_block(attention, layer, x, x, attention_out)?;
+                    self.join(sum, None, [Some(norm_1(layer, a)), None])?;
+                    let sum = self.ffn_block(ffn, layer, a, a, ffn_out)?;
+                    self.join(sum, None, [Some(norm_2(layer, y)), None])
                 }
                 // y = LN2(x + Attn(x) + FFN(x))
                 Design::PafPostNorm => {
-                    let addends = self.branches(layer, [x, x], x, attention_out)?;
-                    self.join(addends, None, [Some(norm_2(layer, y)), None])
+                    let sum = self.branches(layer, [x, x], x, attention_out)?;
+                    self.join(sum, None, [Some(norm_2(layer, y)), None])
                 }
                 // a = x + Attn(LN1(x)); y = a + FFN(LN2(a))
                 Design::SafPreNorm => {
                     let a = attention_out;
-                    self.attention_block(attention, layer, normed_1, Then::Residual(x))?;
-                    self.join(one(a), None, [Some(norm_2(layer, normed_2)), None])?;
-                    self.ffn_block(ffn, layer, normed_2, Then::Residual(a), y)?;
-                    self.finish_pre_norm(one(y), y, next)
+                    let sum = self.attention_block(attention, layer, normed_1, x, a)?;
+                    self.join(sum, sum.parts.map(|_| a), [Some(norm_2(layer, normed_2)), None])?;
+                    let sum = self.ffn_block(ffn, layer, normed_2, a, y)?;
+                    self.finish_pre_norm(sum, y, next)
                 }
                 // n = LN1(x); y = x + Attn(n) + FFN(n)   or   y = x + Attn(LN1(x)) + FFN(LN2(x))
                 Design::PafPreNorm | Design::PafPreNormTwo => {
                     let n = if self.config.design == Design::PafPreNorm { normed_1 } else { normed_2 };
-                    let addends = self.branches(layer, [normed_1, n], x, y)?;
-                    self.finish_pre_norm(addends, y, next)
+                    let sum = self.branches(layer, [normed_1, n], x, y)?;
+                    self.finish_pre_norm(sum, y, next)
                 }
             }
         }
     }
 
     /// Both branches of a parallel layer: Attn of the first input, FFN of the second, to be added to `x`. Schedules with wide
-    /// products do that, into `sum`, which may be `x`.
-    unsafe fn branches(&self, layer: &DeviceLayer, inputs: [Matrix; 2], x: Matrix, sum: Matrix) -> Result<Addends> {
+    /// products do that, into `sum`, which may be `x`, or leave parts of it.
+    unsafe fn branches(&self, layer: &DeviceLayer, inputs: [Matrix; 2], x: Matrix, sum: Matrix) -> Result<Sum> {
         let Scratch { wide, context, attention_out, inner, ffn_out, .. } = self.scratch;
         let (attention, ffn) = (self.streams.attention, self.streams.ffn);
         // SAFETY: the caller's promise (see `forward`), passed on.
@@ -234,30 +234,29 @@ impl Run<'_> {
             match self.schedule {
                 Schedule::Serial | Schedule::TwoStream => {
                     self.streams.fork(self.kernels)?;
-                    self.attention_block(attention, layer, inputs[0], Then::Bias)?;
-                    self.ffn_block(ffn, layer, inputs[1], Then::Bias, ffn_out)?;
+                    self.product(attention, self.attention_branch(attention, layer, inputs[0], attention_out)?)?;
+                    self.product(ffn, self.ffn_branch(ffn, layer, inputs[1], ffn_out)?)?;
                     self.streams.join()?;
-                    Ok([Some(x), Some(attention_out), Some(ffn_out)])
+                    Ok(Sum { addends: [Some(x), Some(attention_out), Some(ffn_out)], parts: None })
                 }
                 Schedule::Fused => {
                     self.first_products(attention, layer, inputs, wide)?;
                     self.attend(attention, true)?;
                     // The FFN's part of K first: it is there before attention begins, whose time passes under it.
-                    let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Residual(x), sum);
+                    let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
                     let second = Some((context, layer.w_o));
-                    let spare_bytes = self.beside_attention()?;
-                    self.product(attention, Gemm { second, first_early: true, spare_bytes, ..first })?;
-                    Ok(one(sum))
+                    let both = Gemm { second, first_early: true, meanwhile: self.attention_takes()?, ..first };
+                    self.product_for_join(attention, both, x)
                 }
                 Schedule::Hybrid => {
                     self.first_products(attention, layer, inputs, wide)?;
                     self.streams.fork(self.kernels)?;
                     self.attend(attention, false)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
-                    self.product(ffn, Gemm { spare_bytes: self.beside_attention()?, ..second })?;
+                    self.product(ffn, Gemm { meanwhile: self.attention_takes()?, ..second })?;
                     self.streams.join()?;
-                    self.product(attention, Gemm::new(context, layer.w_o, layer.b_o, Then::Residual(ffn_out), sum))?;
-                    Ok(one(sum))
+                    let output = Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, sum);
+                    self.product_for_join(attention, output, ffn_out)
                 }
             }
         }
@@ -288,15 +287,34 @@ impl Run<'_> {
         }
     }
 
-    /// `attention_out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo [+ residual]`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`.
-    unsafe fn attention_block(&self, lane: &Lane<'_>, layer: &DeviceLayer, input: Matrix, then: Then) -> Result<()> {
-        let Scratch { qkv, context, attention_out, .. } = self.scratch;
+    /// `residual + (softmax(QKᵀ/√d)·V)·Woᵀ + bo`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`, in `out` or in parts.
+    unsafe fn attention_block(
+        &self,
+        lane: &Lane<'_>,
+        layer: &DeviceLayer,
+        input: Matrix,
+        residual: Matrix,
+        out: Matrix,
+    ) -> Result<Sum> {
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe { self.product_for_join(lane, self.attention_branch(lane, layer, input, out)?, residual) }
+    }
+
+    /// Launches attention's branch but for its last product, `out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo`.
+    unsafe fn attention_branch(
+        &self,
+        lane: &Lane<'_>,
+        layer: &DeviceLayer,
+        input: Matrix,
+        out: Matrix,
+    ) -> Result<Gemm> {
+        let Scratch { qkv, context, .. } = self.scratch;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             self.product(lane, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
             self.attend(lane, false)?;
-            self.product(lane, Gemm::new(context, layer.w_o, layer.b_o, then, attention_out))
         }
+        Ok(Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, out))
     }
 
     /// `context = softmax(QKᵀ/√d)·V`, Q and K rotated by their positions if the layer does that.
@@ -329,28 +347,32 @@ impl Run<'_> {
         }
     }
 
-    /// Shared memory, bytes, that a product leaves free to run on the same multiprocessors as attention does.
-    fn beside_attention(&self) -> Result<usize> {
+    /// What attention has of the device while a product runs beside it.
+    fn attention_takes(&self) -> Result<Meanwhile> {
         let device = self.streams.attention.stream.device();
-        attention::spare_bytes(self.kernels, device, &self.attention())
+        attention::takes(self.kernels, device, &self.attention())
     }
 
-    /// `out = act(input·W1ᵀ + b1)·W2ᵀ + b2 [+ residual]`.
+    /// `residual + act(input·W1ᵀ + b1)·W2ᵀ + b2`, in `out` or in parts.
     unsafe fn ffn_block(
         &self,
         lane: &Lane<'_>,
         layer: &DeviceLayer,
         input: Matrix,
-        then: Then,
+        residual: Matrix,
         out: Matrix,
-    ) -> Result<()> {
+    ) -> Result<Sum> {
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe { self.product_for_join(lane, self.ffn_branch(lane, layer, input, out)?, residual) }
+    }
+
+    /// Launches the FFN but for its last product, `out = act(input·W1ᵀ + b1)·W2ᵀ + b2`.
+    unsafe fn ffn_branch(&self, lane: &Lane<'_>, layer: &DeviceLayer, input: Matrix, out: Matrix) -> Result<Gemm> {
         let inner = self.scratch.inner;
         let act = Then::Activation(self.config.hidden_act, 0);
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe {
-            self.product(lane, Gemm::new(input, layer.w_1, layer.b_1, act, inner))?;
-            self.product(lane, Gemm::new(inner, layer.w_2, layer.b_2, then, out))
-        }
+        unsafe { self.product(lane, Gemm::new(input, layer.w_1, layer.b_1, act, inner))? };
+        Ok(Gemm::new(inner, layer.w_2, layer.b_2, Then::Bias, out))
     }
 
     unsafe fn product(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<()> {
@@ -358,10 +380,23 @@ impl Run<'_> {
         unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { overlap: lane.overlap(), ..gemm }) }
     }
 
+    /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster.
+    unsafe fn product_for_join(&self, lane: &Lane<'_>, gemm: Gemm, residual: Matrix) -> Result<Sum> {
+        let sums = self.scratch.sums;
+        let gemm = Gemm { then: Then::Residual(residual), overlap: lane.overlap(), ..gemm };
+        // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
+        let parts = unsafe { gemm::launch_for_join(self.kernels, lane.stream, &gemm, sums)? };
+        Ok(match parts {
+            Some(count) => Sum { parts: Some(Parts { sums, count, bias: gemm.bias }), ..one(residual) },
+            None => one(gemm.c),
+        })
+    }
+
     /// Residual sum and norms, on the stream that carries the layer.
-    unsafe fn join(&self, addends: Addends, sum: Option<Matrix>, norms: [Option<NormOutput>; 2]) -> Result<()> {
+    unsafe fn join(&self, of: Sum, sum: Option<Matrix>, norms: [Option<NormOutput>; 2]) -> Result<()> {
         let join = Join {
-            addends,
+            addends: of.addends,
+            parts: of.parts,
             sum,
             norms,
             lengths: self.batch.sequences().padding(),
@@ -379,16 +414,17 @@ impl Run<'_> {
         unsafe { self.join(one(x), None, self.norms_of(first)) }
     }
 
-    /// `y = Σ addends`, with rows of padding zeroed, and the norms that the next layer reads.
-    unsafe fn finish_pre_norm(&self, addends: Addends, y: Matrix, next: Option<&DeviceLayer>) -> Result<()> {
+    /// `y = sum`, with rows of padding zeroed, and the norms that the next layer reads.
+    unsafe fn finish_pre_norm(&self, of: Sum, y: Matrix, next: Option<&DeviceLayer>) -> Result<()> {
         let norms = next.map_or([None; 2], |next| self.norms_of(next));
         // A single addend is y itself, already stored; only padding remains to be zeroed.
-        let sum = (addends[1].is_some() || self.batch.sequences().padding() != 0).then_some(y);
+        let stored = of.addends[1].is_none() && of.parts.is_none();
+        let sum = (!stored || self.batch.sequences().padding() != 0).then_some(y);
         if sum.is_none() && norms.iter().all(Option::is_none) {
             return Ok(());
         }
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.join(addends, sum, norms) }
+        unsafe { self.join(of, sum, norms) }
     }
 
     /// The norms of the residual stream that a pre-norm layer's branches read.
@@ -400,10 +436,14 @@ impl Run<'_> {
 }
 
 /// What a join adds up.
-type Addends = [Option<Matrix>; 3];
+#[derive(Clone, Copy)]
+struct Sum {
+    addends: [Option<Matrix>; 3],
+    parts: Option<Parts>,
+}
 
-fn one(addend: Matrix) -> Addends {
-    [Some(addend), None, None]
+fn one(addend: Matrix) -> Sum {
+    Sum { addends: [Some(addend), None, None], parts: None }
 }
 
 fn norm_1(layer: &DeviceLayer, out: Matrix) -> NormOutput {

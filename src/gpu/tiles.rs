@@ -1,5 +1,7 @@
 //! The tables of kernels/tiles.cuh, as the build script read them.
 
+use super::gemm::Cluster;
+
 /// Elements along K in a stage of either GEMM.
 pub(crate) const GEMM_TILE_K: usize = 64;
 
@@ -29,6 +31,9 @@ impl Sm80GemmTile {
 /// Most stages of the Hopper GEMM, as in kernels/tiles.cuh.
 pub(crate) const GEMM_MAX_STAGES: usize = 16;
 
+/// Most parts of K, as in kernels/tiles.cuh.
+pub(crate) const GEMM_MAX_PARTS: usize = 8;
+
 /// The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Free {
@@ -36,6 +41,17 @@ pub(crate) enum Free {
     M,
     /// Its columns.
     N,
+}
+
+/// How consumer warpgroups share the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Consumers {
+    /// Each has its 64 rows of every tile.
+    Together,
+    /// Two take turns with whole tiles.
+    InTurn,
+    /// One has all.
+    Alone,
 }
 
 /// One row of `GEMM_SM90_TILES`.
@@ -48,8 +64,7 @@ pub(crate) struct Sm90GemmTile {
     pub(crate) n: usize,
     /// Which of them is free.
     pub(crate) free: Free,
-    /// Two warpgroups take turns with whole tiles.
-    pub(crate) in_turn: bool,
+    pub(crate) work: Consumers,
     /// Rows of C (columns where N is free) that a warpgroup finishes at a time.
     pub(crate) chunk: usize,
     /// Chunks that are on their way out at a time.
@@ -59,16 +74,17 @@ pub(crate) struct Sm90GemmTile {
 impl Sm90GemmTile {
     /// Warpgroups that multiply.
     pub(crate) const fn consumers(&self) -> usize {
-        match self.free {
-            _ if self.in_turn => 2,
-            Free::M => self.n / 64,
-            Free::N => self.m / 64,
+        match (self.work, self.free) {
+            (Consumers::InTurn, _) => 2,
+            (Consumers::Alone, _) => 1,
+            (Consumers::Together, Free::M) => self.n / 64,
+            (Consumers::Together, Free::N) => self.m / 64,
         }
     }
 
     /// Whether blocks can share K of one tile.
     pub(crate) const fn splits(&self) -> bool {
-        matches!(self.free, Free::M) && !self.in_turn
+        matches!((self.free, self.work), (Free::M, Consumers::Together))
     }
 
     /// Whether two blocks have the registers to share a multiprocessor: `GemmTile::BLOCKS` of the kernel.
@@ -80,9 +96,10 @@ impl Sm90GemmTile {
         self.consumers() == 1 && width <= 128
     }
 
-    /// The consumers, and the producers' two warps.
+    /// The consumers, and the producers' two warps: `GemmTile::THREADS` of the kernel.
     pub(crate) const fn threads(&self) -> u32 {
-        (self.consumers() * 128 + 64) as u32
+        let producers = if matches!(self.work, Consumers::Alone) { 128 } else { 64 };
+        (self.consumers() * 128 + producers) as u32
     }
 
     /// Columns and rows of the boxes in which C leaves: `GemmTile::BOX` of the kernel.
@@ -101,17 +118,19 @@ impl Sm90GemmTile {
 
     /// Stages, output buffers, barriers, sums that the blocks of a split send each other: in the order of `Place` in
     /// kernels/gemm_sm90_tile.cuh.
-    pub(crate) const fn shared_bytes(&self, stages: usize, split: usize) -> usize {
-        let consumers = self.consumers();
+    pub(crate) const fn shared_bytes(&self, stages: usize, cluster: Cluster) -> usize {
+        let (consumers, split) = (self.consumers(), cluster.split());
         let barriers = (2 * GEMM_MAX_STAGES + 2 * consumers + 2) * 8;
         // A block gets from each block the sums of the groups of eight tokens that it finishes.
         let sums = if split > 1 { split * (self.m / 8).div_ceil(split) * consumers * (8 * 64 * 4) } else { 0 };
-        stages * self.stage_bytes() + consumers * self.buffers * self.chunk * 64 * 2 + barriers + sums
+        // Sums of parts leave from registers.
+        let buffers = if cluster.parts() > 1 { 0 } else { consumers * self.buffers * self.chunk * 64 * 2 };
+        stages * self.stage_bytes() + buffers + barriers + sums
     }
 
     /// Most stages that fit so much shared memory.
-    pub(crate) fn stages_in(&self, shared_bytes: usize, split: usize) -> usize {
-        (shared_bytes.saturating_sub(self.shared_bytes(0, split)) / self.stage_bytes()).min(GEMM_MAX_STAGES)
+    pub(crate) fn stages_in(&self, shared_bytes: usize, cluster: Cluster) -> usize {
+        (shared_bytes.saturating_sub(self.shared_bytes(0, cluster)) / self.stage_bytes()).min(GEMM_MAX_STAGES)
     }
 }
 

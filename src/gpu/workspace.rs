@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::device::{Device, Event, Stream};
 use super::memory::{Buffer, Matrix};
+use super::plan;
 use super::rotary::RotaryTable;
+use super::tiles::GEMM_MAX_PARTS;
 use crate::config::LayerConfig;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -55,6 +57,8 @@ pub(super) struct Scratch {
     // Columns of `wide`.
     pub(super) qkv: Matrix,
     pub(super) inner: Matrix,
+    /// fp32 `[GEMM_MAX_PARTS, rows, hidden_size]`, or 0 where there are too many rows for that: see `Gemm::sums`.
+    pub(super) sums: u64,
 }
 
 /// Columns of the scratch matrices, in the order of [`Scratch`]'s fields.
@@ -74,7 +78,9 @@ impl Workspace {
     }
 
     fn scratch_bytes(config: &LayerConfig, rows: usize) -> usize {
-        widths(config).into_iter().map(|cols| matrix_bytes(rows, cols)).sum()
+        let matrices: usize = widths(config).into_iter().map(|cols| matrix_bytes(rows, cols)).sum();
+        // A call on fewer rows may need them where one on all does not.
+        matrices + GEMM_MAX_PARTS * rows.min(plan::MAX_ROWS_IN_PARTS) * config.hidden_size * size_of::<f32>()
     }
 
     pub(super) fn new(device: &Device, config: &LayerConfig, rows: usize) -> Result<Self> {
@@ -157,6 +163,7 @@ impl Workspace {
         });
         let columns = |from: usize, cols| Matrix { pointer: wide.pointer + (from * Dtype::BYTES) as u64, cols, ..wide };
         let (qkv, inner) = (columns(0, self.qkv), columns(self.qkv, wide.cols - self.qkv));
-        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, inner }
+        let sums = if rows <= plan::MAX_ROWS_IN_PARTS { pointer } else { 0 };
+        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, inner, sums }
     }
 }

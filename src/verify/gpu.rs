@@ -5,6 +5,7 @@
 
 mod attention;
 mod layer;
+mod parts;
 mod rotary;
 
 use super::{Case, Comparison, compare, poison_padding, widen};
@@ -24,6 +25,7 @@ const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 pub fn cases(device: &Device) -> Vec<Case> {
     let mut cases = gemm_cases(device);
     cases.extend(beside_cases(device));
+    cases.extend(parts::cases(device));
     cases.extend(attention::cases(device));
     cases.extend(rotary::cases(device));
     cases.extend(join_cases(device));
@@ -297,6 +299,7 @@ fn join(device: &Device, dtype: Dtype, hidden: usize, addends: usize, shape: &Ba
         &stream,
         &batch,
         &addends_device.iter().collect::<Vec<_>>(),
+        None,
         Some(&mut sum),
         &mut [
             Norm { out: &mut out_1, gamma: &vectors[0].0, beta: &vectors[0].1 },

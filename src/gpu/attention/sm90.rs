@@ -7,6 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::batch::Sequences;
 use crate::gpu::device::{Device, Stream};
+use crate::gpu::gemm::Meanwhile;
 use crate::gpu::launch::{Function, Grid, Module, TensorMap};
 use crate::gpu::plan;
 use crate::gpu::tiles::{ATTENTION_SM90_TILES, Sm90AttentionTile};
@@ -113,16 +114,19 @@ impl Sm90Attention {
         unsafe { self.functions[index].launch_with(stream, grid, shared_bytes, &parameters) }
     }
 
-    /// Shared memory that a product must leave free on each multiprocessor, bytes, so that its blocks run beside those of
-    /// `attention`, overlapped; 0 where these leave it no registers, or are so few that most multiprocessors have none.
-    pub(super) fn spare_bytes(&self, device: &Device, attention: &Attention, rows: usize) -> usize {
+    /// What a product must leave of the device, so that its blocks run beside those of `attention`, overlapped: multiprocessors
+    /// where attention has few blocks, part of each where it has about as many and leaves it registers, else nothing.
+    pub(super) fn takes(&self, device: &Device, attention: &Attention, rows: usize) -> Meanwhile {
         let index =
             ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == attention.head_dim && tile.rows() == rows);
-        let Some(tile) = index.map(|index| &ATTENTION_SM90_TILES[index]) else { return 0 };
+        let Some(tile) = index.map(|index| &ATTENTION_SM90_TILES[index]) else { return Meanwhile::default() };
         let Sequences { batch, seq_len, .. } = attention.sequences;
         let tiles = batch * seq_len.div_ceil(rows) * attention.heads;
         // Each block costs a kilobyte beside, of which the limit of one block has deducted its own.
-        if tile.blocks == 2 && fills_by_half(tiles, device) { apart_bytes(tile) as usize + 1024 } else { 0 }
+        let spare_bytes =
+            if tile.blocks == 2 && fills_by_half(tiles, device) { apart_bytes(tile) as usize + 1024 } else { 0 };
+        let few = tiles <= device.info().multiprocessors as usize / 2;
+        Meanwhile { spare_bytes, multiprocessors: if few { tiles } else { 0 } }
     }
 }
 

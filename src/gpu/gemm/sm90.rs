@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
 use crate::gpu::launch::{Function, Grid, Module, TensorMap};
 use crate::gpu::plan::{self, Limits};
-use crate::gpu::tiles::{GEMM_SM90_TILES, Sm90GemmTile};
+use crate::gpu::tiles::{GEMM_MAX_PARTS, GEMM_SM90_TILES, Sm90GemmTile};
 
 /// The kernels of one element type.
 pub(in crate::gpu) struct Sm90Gemm {
@@ -41,7 +41,7 @@ pub(in crate::gpu) struct Room {
 impl Room {
     /// Clusters of this variant that run at once.
     pub(in crate::gpu) fn clusters_at_once(&self, tile: &Sm90GemmTile, cluster: Cluster, stages: usize) -> usize {
-        let resident = plan::sm90_blocks_per_multiprocessor(tile, stages, cluster.split());
+        let resident = plan::sm90_blocks_per_multiprocessor(tile, stages, cluster);
         self.clusters[resident - 1][cluster.blocks().ilog2() as usize].max(1)
     }
 }
@@ -55,22 +55,24 @@ struct Params {
     c: TensorMap,
     residual_map: TensorMap,
     bias: u64,
+    sums: u64,
     m: i32,
     n: i32,
-    steps: [i32; 2],
+    first_step: [[i32; GEMM_MAX_PARTS + 1]; 2],
     activation: i32,
     activation_from: i32,
     residual: i32,
     log2_n: i32,
     log2_m: i32,
     log2_split: i32,
+    parts: i32,
     stages: i32,
     rows: i32,
     columns: i32,
     group_m: i32,
     a_from: i32,
     first_early: i32,
-    padding: [i32; 14],
+    padding: [i32; 11],
 }
 
 impl Sm90Gemm {
@@ -123,6 +125,15 @@ impl Sm90Gemm {
         let tile = GEMM_SM90_TILES.get(tile_index).ok_or_else(|| super::no_such_tile(tile_index))?;
         let steps = gemm.steps();
         check(tile, cluster, stages, steps, self.room.shared_bytes)?;
+        if (cluster.parts() > 1) != (gemm.sums != 0) {
+            let got = if gemm.sums != 0 { "given" } else { "absent" };
+            return Err(Error::mismatch(
+                "gemm",
+                "room for the sums of parts of K",
+                got,
+                "a variant in parts and room, or neither",
+            ));
+        }
         let device = stream.device();
         let ((m, n), (activation, activation_from, residual)) = (gemm.shape(), gemm.epilogue());
         let ((cluster_n, cluster_m), split, size) = (cluster.shared(), cluster.split(), cluster.blocks());
@@ -138,22 +149,24 @@ impl Sm90Gemm {
             c: map(&gemm.c, c_box)?,
             residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
+            sums: gemm.sums,
             m: m as i32,
             n: n as i32,
-            steps: steps.map(|steps| steps as i32),
+            first_step: first_steps(steps, split * cluster.parts()),
             activation,
             activation_from,
             residual: i32::from(residual.is_some()),
             log2_n: cluster_n.ilog2() as i32,
             log2_m: cluster_m.ilog2() as i32,
             log2_split: split.ilog2() as i32,
+            parts: cluster.parts() as i32,
             stages: stages as i32,
             rows: rows as i32,
             columns: columns as i32,
             group_m: (plan::GROUP_M / cluster_m).max(1) as i32,
             a_from: gemm.beside.map_or(i32::MAX, |(_, column)| column as i32),
             first_early: gemm.first_early.into(),
-            padding: [0; 14],
+            padding: [0; 11],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;
@@ -170,11 +183,12 @@ impl Sm90Gemm {
         // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums
         // have one place and arrive once.
         let at_once = self.room.clusters_at_once(tile, cluster, stages);
-        let clusters = if split > 1 { rows * columns } else { at_once.min(rows * columns) };
+        let tiles = rows * columns * cluster.parts();
+        let clusters = if split > 1 { tiles } else { at_once.min(tiles) };
         let grid = Grid { x: clusters * size, y: 1, cluster: size, overlap: gemm.overlap };
         // SAFETY: `Params` mirrors the kernel's struct; shapes were checked; liveness is the caller's promise.
         unsafe {
-            self.functions[tile_index].launch_with(stream, grid, tile.shared_bytes(stages, split) as u32, &parameters)
+            self.functions[tile_index].launch_with(stream, grid, tile.shared_bytes(stages, cluster) as u32, &parameters)
         }
     }
 }
@@ -182,7 +196,7 @@ impl Sm90Gemm {
 /// What the kernel asks of a variant.
 fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2], shared_bytes: usize) -> Result<()> {
     const OPERATION: &str = "gemm";
-    let most = tile.stages_in(shared_bytes, cluster.split());
+    let most = tile.stages_in(shared_bytes, cluster);
     if stages < 2 || stages > most {
         return Err(Error::mismatch(OPERATION, "stages", stages, format!("2 to {most} for tile {}", tile.name)));
     }
@@ -207,17 +221,32 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2]
                 format!("none for tile {}", tile.name),
             ));
         }
-        Cluster::Split(split) => {
-            // As `first_step` of the kernel: no part may be empty.
-            let first = |part: usize| part * steps[0] / split + (part * steps[1]).div_ceil(split);
-            if !matches!(split, 2 | 4 | 8) || (0..split).any(|part| first(part) == first(part + 1)) {
-                let expected = format!(
-                    "2, 4 or 8, so that each has some of the {steps:?} steps of {} along K",
-                    super::GEMM_TILE_K
-                );
-                return Err(Error::mismatch(OPERATION, "split of K", split, expected));
-            }
+        Cluster::Split(split) if !matches!(split, 2 | 4 | 8) || some_are_empty(steps, split) => {
+            let expected =
+                format!("2, 4 or 8, each with some of the {steps:?} steps of {} along K", super::GEMM_TILE_K);
+            return Err(Error::mismatch(OPERATION, "split of K", split, expected));
         }
+        Cluster::Parts(parts) if !(2..=GEMM_MAX_PARTS).contains(&parts) || some_are_empty(steps, parts) => {
+            let expected = format!(
+                "2 to {GEMM_MAX_PARTS}, each with some of the {steps:?} steps of {} along K",
+                super::GEMM_TILE_K
+            );
+            return Err(Error::mismatch(OPERATION, "parts of K", parts, expected));
+        }
+        Cluster::Split(_) | Cluster::Parts(_) => {}
     }
     Ok(())
+}
+
+/// First step along the K of each pair, of each part, and one past the last. Every part gets its share of each pair, so that all of
+/// them can begin with the first; rounded down in one and up in the other, which leaves hardly a part without a step.
+fn first_steps(steps: [usize; 2], parts: usize) -> [[i32; GEMM_MAX_PARTS + 1]; 2] {
+    let first = |part: usize| [part.min(parts) * steps[0] / parts, (part.min(parts) * steps[1]).div_ceil(parts)];
+    std::array::from_fn(|pair| std::array::from_fn(|part| first(part)[pair] as i32))
+}
+
+/// Whether some part of K would have no step.
+fn some_are_empty(steps: [usize; 2], parts: usize) -> bool {
+    let table = first_steps(steps, parts);
+    (0..parts).any(|part| table.iter().all(|first| first[part] == first[part + 1]))
 }

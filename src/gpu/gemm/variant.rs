@@ -7,8 +7,9 @@ use crate::error::Error;
 use crate::gpu::tiles::{GEMM_SM80_TILES, GEMM_SM90_TILES};
 
 /// One way to compute a product: kernel, tile, and what else it leaves open. Written `sm80:128x128`,
-/// `sm90:256x128:share2x1:stages4` or `sm90:128x64:split4:stages8`: tokens × columns of C a tile; how many neighbouring blocks
-/// along columns × tokens share loads, or how many share K; stages of 64 elements along K in flight.
+/// `sm90:256x128:share2x1:stages4`, `sm90:128x64:split4:stages8` or `sm90:128x64:parts3:stages8`: tokens × columns of C a tile; how
+/// many neighbouring blocks along columns × tokens share loads, how many share K, or in how many parts K is computed apart; stages
+/// of 64 elements along K in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemmVariant {
     /// The portable kernel.
@@ -39,6 +40,8 @@ pub enum Cluster {
     },
     /// K of one tile.
     Split(usize),
+    /// Nothing: so many parts of K are tiles of their own, which leave their sums, in fp32, to the join that follows.
+    Parts(usize),
 }
 
 impl Cluster {
@@ -46,15 +49,23 @@ impl Cluster {
     pub(crate) const fn shared(self) -> (usize, usize) {
         match self {
             Self::Share { n, m } => (n, m),
-            Self::Split(_) => (1, 1),
+            Self::Split(_) | Self::Parts(_) => (1, 1),
         }
     }
 
     /// Blocks that share K.
-    pub(in crate::gpu) const fn split(self) -> usize {
+    pub(crate) const fn split(self) -> usize {
         match self {
-            Self::Share { .. } => 1,
+            Self::Share { .. } | Self::Parts(_) => 1,
             Self::Split(split) => split,
+        }
+    }
+
+    /// Parts of K whose sums the join adds; 1 where C is complete.
+    pub(crate) const fn parts(self) -> usize {
+        match self {
+            Self::Share { .. } | Self::Split(_) => 1,
+            Self::Parts(parts) => parts,
         }
     }
 
@@ -74,6 +85,7 @@ impl fmt::Display for GemmVariant {
                 match cluster {
                     Cluster::Share { n, m } => write!(f, "sm90:{tile}:share{n}x{m}:stages{stages}"),
                     Cluster::Split(split) => write!(f, "sm90:{tile}:split{split}:stages{stages}"),
+                    Cluster::Parts(parts) => write!(f, "sm90:{tile}:parts{parts}:stages{stages}"),
                 }
             }
         }
@@ -88,7 +100,8 @@ impl FromStr for GemmVariant {
             field: "variant",
             got: text.to_owned(),
             expected: format!(
-                "sm80:TILE with TILE one of {}, or sm90:TILE:shareNxM:stagesS or sm90:TILE:splitN:stagesS with TILE one of {}",
+                "sm80:TILE with TILE one of {}, or sm90:TILE:shareNxM:stagesS, sm90:TILE:splitN:stagesS or \
+                 sm90:TILE:partsN:stagesS with TILE one of {}",
                 GEMM_SM80_TILES.map(|tile| tile.name).join(", "),
                 GEMM_SM90_TILES.map(|tile| tile.name).join(", ")
             ),
@@ -104,6 +117,8 @@ fn parse(text: &str) -> Option<GemmVariant> {
             let cluster = if let Some(shape) = cluster.strip_prefix("share") {
                 let (n, m) = shape.split_once('x')?;
                 Cluster::Share { n: n.parse().ok()?, m: m.parse().ok()? }
+            } else if let Some(parts) = cluster.strip_prefix("parts") {
+                Cluster::Parts(parts.parse().ok()?)
             } else {
                 Cluster::Split(cluster.strip_prefix("split")?.parse().ok()?)
             };
@@ -123,7 +138,13 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for name in ["sm80:128x128", "sm90:256x128:share2x1:stages4", "sm90:128x64:split4:stages8"] {
+        let names = [
+            "sm80:128x128",
+            "sm90:256x128:share2x1:stages4",
+            "sm90:128x64:split4:stages8",
+            "sm90:16x64:parts3:stages2",
+        ];
+        for name in names {
             assert_eq!(name.parse::<GemmVariant>().unwrap().to_string(), name);
         }
         for bad in ["", "sm80:7x7", "sm90:256x128", "sm90:256x128:share2:stages4", "sm90:256x128:split:stages4"] {
