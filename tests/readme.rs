@@ -1,4 +1,4 @@
-//! The README's tables are what `paf report` makes of the result files that they name.
+//! The README's tables and pictures are what `paf report` makes of the result files that they name.
 #![cfg(feature = "cli")]
 
 use std::process::Command;
@@ -18,4 +18,25 @@ fn tables_match_their_result_files() {
         tables += 1;
     }
     assert!(tables > 0);
+}
+
+#[test]
+fn pictures_match_their_result_files() {
+    let readme = include_str!("../README.md");
+    let mut pictures = 0;
+    for line in readme.lines().filter(|line| line.starts_with("paf report ") && line.ends_with(".svg")) {
+        let (arguments, picture) = line.rsplit_once(' ').expect("the command ends with the picture");
+        assert!(readme.contains(&format!("]({picture})")), "{picture} is made, but not shown");
+        let output = Command::new(env!("CARGO_BIN_EXE_paf"))
+            .args(arguments.split(' ').skip(1).chain(["-"]))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .expect("paf starts");
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        let committed =
+            std::fs::read(format!("{}/{picture}", env!("CARGO_MANIFEST_DIR"))).expect("the picture is there");
+        assert!(output.stdout == committed, "{picture} is not what its result files say: run `{line}`");
+        pictures += 1;
+    }
+    assert!(pictures > 0);
 }

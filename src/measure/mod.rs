@@ -2,13 +2,14 @@
 //!
 //! Everything is verified before it is timed ([`speedup`]); samples of the things compared are interleaved, and ratios are
 //! paired ([`timing`]); intervals assume nothing about the distribution ([`statistics`]); each time stands beside the
-//! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]).
+//! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]), and drawn ([`plot`]).
 
 pub mod attention;
 mod backend;
 pub mod gemm;
 pub mod kernels;
 mod machine;
+pub mod plot;
 pub mod report;
 pub mod roofline;
 pub mod speedup;

@@ -41,7 +41,7 @@ enum Command {
     Doctor,
     /// List the models that --model knows, with their dimensions.
     Models,
-    /// Print the table of a result file again, in Markdown.
+    /// Print the tables of result files again, in Markdown, or draw the speedup beside the tokens.
     Report(report::Arguments),
 }
 

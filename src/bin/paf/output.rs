@@ -21,7 +21,7 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Where `--json` or `--csv` puts its data.
+/// Where `--json`, `--csv` or `--plot` puts its data.
 pub enum Sink {
     Stdout,
     File(PathBuf, Destination),

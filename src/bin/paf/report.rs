@@ -1,19 +1,24 @@
 //! `paf report`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, gemm, report};
+use paf_cuda::measure::{attention, gemm, plot, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::output::print;
+use super::output::{Sink, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A file that `paf speedup --json` or `paf kernels … --json` wrote.
-    file: PathBuf,
+    /// Files that `paf speedup --json` or `paf kernels … --json` wrote.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens: an SVG in a
+    /// file, or on stdout (-).
+    #[arg(long, value_name = "FILE|-")]
+    plot: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -22,13 +27,22 @@ struct Schema {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let name = arguments.file.display();
-    let text = std::fs::read_to_string(&arguments.file).with_context(|| format!("cannot read {name}"))?;
-    let Schema { schema } = parse(&text, &name)?;
-    print(&match schema.as_str() {
-        report::SCHEMA => parse::<report::Report>(&text, &name)?.markdown(),
-        gemm::SCHEMA => parse::<gemm::Report>(&text, &name)?.markdown(),
-        attention::SCHEMA => parse::<attention::Report>(&text, &name)?.markdown(),
+    if let Some(sink) = Sink::open(arguments.plot.as_deref())? {
+        let reports: Vec<_> = arguments.files.iter().map(|path| speedup(path)).collect::<Result<_>>()?;
+        return sink.write(&plot::svg(&reports)?);
+    }
+    let tables: Vec<_> = arguments.files.iter().map(|path| markdown(path)).collect::<Result<_>>()?;
+    print(&tables.join("\n"))
+}
+
+/// The table of one file, in Markdown.
+fn markdown(path: &Path) -> Result<String> {
+    let (text, schema) = read(path)?;
+    let name = path.display();
+    Ok(match schema.as_str() {
+        report::SCHEMA => parse::<report::Report>(&text, path)?.markdown(),
+        gemm::SCHEMA => parse::<gemm::Report>(&text, path)?.markdown(),
+        attention::SCHEMA => parse::<attention::Report>(&text, path)?.markdown(),
         _ => bail!(
             "{name} has schema {schema:?}, this build reads {:?}",
             [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA]
@@ -36,6 +50,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     })
 }
 
-fn parse<T: DeserializeOwned>(text: &str, name: &dyn std::fmt::Display) -> Result<T> {
-    serde_json::from_str(text).with_context(|| format!("{name} is no result of `paf speedup` or `paf kernels`"))
+/// A result of `paf speedup`.
+fn speedup(path: &Path) -> Result<report::Report> {
+    let (text, schema) = read(path)?;
+    if schema != report::SCHEMA {
+        bail!("{} has schema {schema:?}, a plot is made of {:?}", path.display(), report::SCHEMA);
+    }
+    parse(&text, path)
+}
+
+/// A file's text and its schema.
+fn read(path: &Path) -> Result<(String, String)> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let Schema { schema } = parse(&text, path)?;
+    Ok((text, schema))
+}
+
+fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+    serde_json::from_str(text)
+        .with_context(|| format!("{} is no result of `paf speedup` or `paf kernels`", path.display()))
 }
