@@ -45,7 +45,7 @@ use super::gemm::{self, Gemm, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput};
-use super::plan;
+use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotate};
 use super::workspace::{Branch, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
@@ -60,12 +60,13 @@ pub(super) unsafe fn forward(
     encoder: &Encoder,
     layers: &[DeviceLayer],
     caller: &Stream,
-    schedule: Schedule,
+    plan: &Plan,
     batch: &Batch,
     x: Matrix,
     y: Matrix,
     workspace: &Workspace,
 ) -> Result<()> {
+    let schedule = plan.schedule();
     let overlaps = workspace.overlap && plan::kernels_overlap(schedule, batch.shape().rows());
     let lane = |stream| Lane { stream, overlaps, chained: Cell::new(false) };
     let (one, other) = match schedule {
@@ -78,7 +79,7 @@ pub(super) unsafe fn forward(
     let config = &encoder.config().layer;
     let run = Run {
         config,
-        schedule,
+        plan,
         kernels: encoder.device().kernels(encoder.dtype())?,
         batch,
         scratch: workspace.scratch(batch.shape().rows()),
@@ -177,7 +178,7 @@ impl Streams<'_> {
 /// What is the same for every layer of a call.
 struct Run<'a> {
     config: &'a LayerConfig,
-    schedule: Schedule,
+    plan: &'a Plan,
     kernels: &'a Kernels,
     batch: &'a Batch,
     scratch: Scratch,
@@ -231,7 +232,7 @@ impl Run<'_> {
         let (attention, ffn) = (self.streams.attention, self.streams.ffn);
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            match self.schedule {
+            match self.plan.schedule() {
                 Schedule::Serial | Schedule::TwoStream => {
                     self.streams.fork(self.kernels)?;
                     self.attention_block(attention, layer, inputs[0], Then::Bias)?;
@@ -246,7 +247,8 @@ impl Run<'_> {
                     let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Residual(x), sum);
                     let second = Some((context, layer.w_o));
                     let spare_bytes = self.beside_attention()?;
-                    self.product(attention, Gemm { second, first_early: true, spare_bytes, ..first })?;
+                    let wide = Gemm { second, first_early: true, spare_bytes, ..first };
+                    self.product(attention, LayerProduct::WideSecond, wide)?;
                     Ok(one(sum))
                 }
                 Schedule::Hybrid => {
@@ -254,9 +256,11 @@ impl Run<'_> {
                     self.streams.fork(self.kernels)?;
                     self.attend(attention, false)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
-                    self.product(ffn, Gemm { spare_bytes: self.beside_attention()?, ..second })?;
+                    let second = Gemm { spare_bytes: self.beside_attention()?, ..second };
+                    self.product(ffn, LayerProduct::W2, second)?;
                     self.streams.join()?;
-                    self.product(attention, Gemm::new(context, layer.w_o, layer.b_o, Then::Residual(ffn_out), sum))?;
+                    let output = Gemm::new(context, layer.w_o, layer.b_o, Then::Residual(ffn_out), sum);
+                    self.product(attention, LayerProduct::Wo, output)?;
                     Ok(one(sum))
                 }
             }
@@ -278,13 +282,14 @@ impl Run<'_> {
         unsafe {
             let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, act(qkv.cols), wide);
             if n_1 == n_2 {
-                return self.product(lane, both);
+                return self.product(lane, LayerProduct::WideFirst, both);
             }
             if gemm::takes_two_inputs(self.kernels, qkv.cols) {
-                return self.product(lane, Gemm { beside: Some((n_2, qkv.cols)), ..both });
+                let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
+                return self.product(lane, LayerProduct::WideFirst, both);
             }
-            self.product(lane, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
-            self.product(lane, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))
+            self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
+            self.product(lane, LayerProduct::Qkv, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))
         }
     }
 
@@ -293,9 +298,9 @@ impl Run<'_> {
         let Scratch { qkv, context, attention_out, .. } = self.scratch;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            self.product(lane, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
+            self.product(lane, LayerProduct::Qkv, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
             self.attend(lane, false)?;
-            self.product(lane, Gemm::new(context, layer.w_o, layer.b_o, then, attention_out))
+            self.product(lane, LayerProduct::Wo, Gemm::new(context, layer.w_o, layer.b_o, then, attention_out))
         }
     }
 
@@ -314,19 +319,8 @@ impl Run<'_> {
     }
 
     fn attention(&self) -> Attention {
-        Attention {
-            qkv: self.scratch.qkv,
-            out: self.scratch.context,
-            log_sum_exp: 0,
-            sequences: self.batch.sequences(),
-            heads: self.config.num_attention_heads,
-            key_value_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
-            causal: self.config.causal,
-            variant: None,
-            overlap: false,
-            early: false,
-        }
+        let Scratch { qkv, context, .. } = self.scratch;
+        Attention { variant: self.plan.attention(), ..Attention::of_layer(self.config, self.batch, qkv, context) }
     }
 
     /// Shared memory, bytes, that a product leaves free to run on the same multiprocessors as attention does.
@@ -348,14 +342,16 @@ impl Run<'_> {
         let act = Then::Activation(self.config.hidden_act, 0);
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            self.product(lane, Gemm::new(input, layer.w_1, layer.b_1, act, inner))?;
-            self.product(lane, Gemm::new(inner, layer.w_2, layer.b_2, then, out))
+            self.product(lane, LayerProduct::W1, Gemm::new(input, layer.w_1, layer.b_1, act, inner))?;
+            self.product(lane, LayerProduct::W2, Gemm::new(inner, layer.w_2, layer.b_2, then, out))
         }
     }
 
-    unsafe fn product(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<()> {
+    /// A product in the plan's way. `plan::candidates` knows the shapes and limits of all that are launched here.
+    unsafe fn product(&self, lane: &Lane<'_>, product: LayerProduct, gemm: Gemm) -> Result<()> {
+        let variant = self.plan.product(product);
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
-        unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { overlap: lane.overlap(), ..gemm }) }
+        unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { variant, overlap: lane.overlap(), ..gemm }) }
     }
 
     /// Residual sum and norms, on the stream that carries the layer.
