@@ -109,9 +109,10 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 5] = [
+    let commands: [&[&str]; 6] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
+        &["plan", "--device", "4096", "--no-cache"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
         &["kernels", "attention", "--device", "4096"],
@@ -135,6 +136,25 @@ fn bad_choices_of_kernels_are_usage_errors() {
     refuses(&["kernels", "attention", "--shapes", "8x16/3x512x64"], 2, &["8x16/3x512x64", "1x32/8x4096x128"]);
     refuses(&["kernels", "attention", "--variants", "sm90:128"], 2, &["sm90:128", "sm80:rowsN"]);
     refuses(&["kernels", "attention", "--seconds", "0"], 2, &["seconds = 0"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_plans_are_usage_errors() {
+    refuses(&["plan", "--model", "gpt-5"], 2, &["\"gpt-5\"", "roberta-large"]);
+    refuses(
+        &["plan", "--hidden-size", "1000", "--num-attention-heads", "16", "--intermediate-size", "64"],
+        2,
+        &["1000"],
+    );
+    refuses(&["plan", "--seconds", "0"], 2, &["seconds = 0"]);
+    refuses(&["plan", "--seconds", "NaN"], 2, &["seconds = NaN"]);
+    refuses(&["plan", "--batch", "0"], 2, &["batch = 0"]);
+    refuses(&["plan", "--packed", "3", "--seq", "3"], 2, &["--packed", "--seq"]);
+    refuses(&["plan", "--packed", "0,0"], 2, &["Σ lengths = 0"]);
+    refuses(&["plan", "--cache", "plans.json", "--no-cache"], 2, &["--cache", "--no-cache"]);
+    refuses(&["plan", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
+    refuses(&["plan", "--json", "missing/plan.json"], 1, &["missing/plan.json", "cannot write"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::statistics::Median;
+use crate::config::EncoderConfig;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/speedup/1";
@@ -99,6 +100,24 @@ pub struct Config {
     pub rotary_dim: Option<usize>,
     /// Set if the model has rotary embeddings that were left out.
     pub rotary_left_out: bool,
+}
+
+impl Config {
+    pub(super) fn of(config: &EncoderConfig, rotary_left_out: bool) -> Self {
+        let layer = &config.layer;
+        Self {
+            num_hidden_layers: config.num_hidden_layers,
+            hidden_size: layer.hidden_size,
+            num_attention_heads: layer.num_attention_heads,
+            num_key_value_heads: Some(layer.num_key_value_heads),
+            head_dim: layer.head_dim,
+            intermediate_size: layer.intermediate_size,
+            hidden_act: layer.hidden_act.name().into(),
+            causal: layer.causal,
+            rotary_dim: layer.rotary.map(|rotary| rotary.dim),
+            rotary_left_out,
+        }
+    }
 }
 
 /// The two ceilings of the roofline.

@@ -175,24 +175,12 @@ impl Experiment {
             on_step(i, Step::Verify);
             cases.push(self.case(&*backend, &variants, &ceilings, shape, &mut |round| on_step(i, Step::Round(round)))?);
         }
-        let layer = &self.config.layer;
         Ok(Report {
             run,
             backend: backend.name().into(),
             model: self.model.clone(),
             dtype: backend.element_type().into(),
-            config: report::Config {
-                num_hidden_layers: self.config.num_hidden_layers,
-                hidden_size: layer.hidden_size,
-                num_attention_heads: layer.num_attention_heads,
-                num_key_value_heads: Some(layer.num_key_value_heads),
-                head_dim: layer.head_dim,
-                intermediate_size: layer.intermediate_size,
-                hidden_act: layer.hidden_act.name().into(),
-                causal: layer.causal,
-                rotary_dim: layer.rotary.map(|rotary| rotary.dim),
-                rotary_left_out: self.rotary_left_out,
-            },
+            config: report::Config::of(&self.config, self.rotary_left_out),
             seed: self.seed,
             method: self.method(backend.name()),
             ceilings: report::Ceilings {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, gemm, report};
+use paf_cuda::measure::{attention, gemm, plan, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,7 @@ use super::output::print;
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// A file that `paf speedup --json` or `paf kernels … --json` wrote.
+    /// A file that `paf speedup`, `paf plan` or `paf kernels …` wrote with --json.
     file: PathBuf,
 }
 
@@ -29,13 +29,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         report::SCHEMA => parse::<report::Report>(&text, &name)?.markdown(),
         gemm::SCHEMA => parse::<gemm::Report>(&text, &name)?.markdown(),
         attention::SCHEMA => parse::<attention::Report>(&text, &name)?.markdown(),
+        plan::SCHEMA => parse::<plan::Report>(&text, &name)?.markdown(),
         _ => bail!(
             "{name} has schema {schema:?}, this build reads {:?}",
-            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA]
+            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, plan::SCHEMA]
         ),
     })
 }
 
 fn parse<T: DeserializeOwned>(text: &str, name: &dyn std::fmt::Display) -> Result<T> {
-    serde_json::from_str(text).with_context(|| format!("{name} is no result of `paf speedup` or `paf kernels`"))
+    serde_json::from_str(text)
+        .with_context(|| format!("{name} is no result of `paf speedup`, `paf plan` or `paf kernels`"))
 }

@@ -310,14 +310,15 @@ pub(super) fn store(path: &Path, entry: Entry) -> io::Result<()> {
     replace(path, folder, json.as_bytes())
 }
 
-/// Whoever reads the file sees the old contents or the new, never a part.
+/// Whoever reads the file sees the old contents or the new, never a part. What a power failure leaves of it is found damaged, so
+/// that nothing has to be synchronised.
 fn replace(path: &Path, folder: &Path, contents: &[u8]) -> io::Result<()> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "no name of a file"))?;
     let unique = format!("{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let temporary = folder.join(format!(".{}.{unique}.part", name.to_string_lossy()));
     let written = File::create_new(&temporary)
-        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(contents))
         .and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // Nothing is left behind; the first error is the one that matters.
