@@ -83,7 +83,8 @@ fn bad_choices_are_usage_errors() {
     refuses(&small(&["--rotary-interleaved"]), 2, &["--rotary-dim"]);
     refuses(&small(&["--num-key-value-heads", "3"]), 2, &["num_key_value_heads = 3", "num_attention_heads = 2"]);
     refuses(&["speedup", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
-    refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream"]);
+    refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream", "auto"]);
+    refuses(&small(&["--schedules", "serial,auto"]), 2, &["auto on the cpu engine", "serial and two-stream"]);
     refuses(&["speedup", "--backend", "tpu"], 2, &["tpu", "cuda"]);
     refuses(&small(&["--batch", "2", "--lengths", "16,17"]), 2, &["17 (sequence 1)", "seq_len = 16"]);
     refuses(&small(&["--batch", "2", "--lengths", "16"]), 2, &["number of lengths is 1", "batch = 2"]);

@@ -134,6 +134,7 @@ pub struct ShapeArguments {
 
 impl ShapeArguments {
     /// Whether nothing was asked for.
+    #[cfg(feature = "cuda")]
     pub fn are_absent(&self) -> bool {
         [&self.batch, &self.seq, &self.lengths, &self.packed].into_iter().all(Vec::is_empty)
     }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use paf_cuda::measure::report::{Report, shape_name};
-use paf_cuda::measure::speedup::{Engine, Experiment, Mode, Step};
+use paf_cuda::measure::speedup::{Choice, Engine, Experiment, Mode, Step};
 use paf_cuda::measure::timing::Effort;
-use paf_cuda::{Dtype, Error, Schedule};
+use paf_cuda::{Dtype, Error};
 
 use super::options::{self, ModelArguments, ShapeArguments};
 use super::output::{Sink, note, print, progress};
@@ -20,9 +20,10 @@ pub struct Arguments {
     model: ModelArguments,
     #[command(flatten)]
     shapes: ShapeArguments,
-    /// Schedules of the parallel design [default: all four; on the CPU serial and two-stream]
+    /// Schedules of the parallel design; auto is what the planner finds to be the fastest, for SAF as well [default: all four and
+    /// auto; on the CPU serial and two-stream]
     #[arg(long, value_delimiter = ',')]
-    schedules: Vec<Schedule>,
+    schedules: Vec<Choice>,
     /// Ways to launch.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "eager,graph")]
     modes: Vec<Launch>,
@@ -80,8 +81,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let shape = shape_name(shape.batch(), shape.seq_len(), shape.is_packed());
         match step {
             Step::Weights { n, of } => bar.set_message(format!("weights of layer {n} of {of}")),
-            Step::Verify => {
+            Step::Plan => {
                 bar.set_position((i * experiment.effort.max_rounds) as u64);
+                bar.set_message(format!("planning {shape}"));
+            }
+            Step::Verify => {
                 bar.set_message(format!("verifying {shape}"));
             }
             Step::Round(_) => {
@@ -140,6 +144,9 @@ fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
         "verified before timing: {checked} comparisons with the f64 oracle; variants with the same kernels bitwise equal\n"
     );
     text += &format!("roofline: {}\n", report.ceilings.source);
+    for line in report.picks() {
+        text += &format!("auto: {line}\n");
+    }
     for line in report.losses() {
         text += &format!("note: {line}\n");
     }
