@@ -195,6 +195,34 @@ fn a_small_comparison_gives_a_table_and_files() {
 }
 
 #[test]
+fn a_plan_is_reported_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, plan) = (folder.path().join("s.json"), folder.path().join("p.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What result files of both kinds have in common, and one shape.
+    let mut report = read_json(&speedup);
+    report["schema"] = "paf-cuda/plan/1".into();
+    report["design"] = "paf-post".into();
+    report["budget_s"] = 2.0.into();
+    report["cases"] = serde_json::json!([{
+        "batch": 1, "seq_len": 128, "lengths": null, "packed": false, "tokens": 128,
+        "schedule": "fused", "plan": "fused attention=sm90:rows64", "from_cache": false, "warnings": [],
+        "candidates": [
+            {"schedule": "serial", "plan": "serial", "median_us": 660.0},
+            {"schedule": "fused", "plan": "fused attention=sm90:rows64", "median_us": 400.0},
+        ],
+    }]);
+    std::fs::write(&plan, report.to_string()).unwrap();
+    let output = paf(&["report", plan.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("| 1 × 128 | 128 | 0.660 | – | – | – | fused | 0.400 | 1.650 |"));
+    report["schema"] = "paf-cuda/plan/0".into();
+    std::fs::write(&plan, report.to_string()).unwrap();
+    refuses(&["report", plan.to_str().unwrap()], 1, &["paf-cuda/plan/0", "paf-cuda/plan/1"]);
+}
+
+#[test]
 fn data_on_stdout_is_only_data() {
     let output = paf(&small(&[
         "--json",

@@ -121,20 +121,20 @@ pub(super) fn ranked(
     Ok(ranked)
 }
 
-/// Loads what a variant needs. An error if it cannot compute a product with so many steps along each pair's K, tiles meeting at
-/// column `edge`.
+/// Loads what a variant needs. An error if it cannot compute a product with so many steps along each pair's K within the limits;
+/// those that only make it slow are none.
 pub(super) fn prepare(
     kernels: &Kernels,
     device: &Device,
     variant: GemmVariant,
     steps: [usize; 2],
-    edge: usize,
+    limits: Limits,
 ) -> Result<()> {
     match variant {
-        GemmVariant::Sm80 { .. } if edge > 0 => Err(no_second_input(variant)),
+        GemmVariant::Sm80 { .. } if limits.edge > 0 => Err(no_second_input(variant)),
         GemmVariant::Sm80 { tile } => kernels.gemm_sm80(device)?.functions_of(tile).map(drop),
         GemmVariant::Sm90 { tile, cluster, stages } => {
-            hopper(kernels, variant)?.check(tile, cluster, stages, steps, edge).map(drop)
+            hopper(kernels, variant)?.check(tile, cluster, stages, steps, limits.edge).map(drop)
         }
     }
 }

@@ -90,15 +90,19 @@ fn ladder() -> paf_cuda::Result<Vec<BatchShape>> {
     std::iter::once(BatchShape::new(1, 64)).chain(doubled).collect()
 }
 
-/// Where the XDG base directory specification has such files; nowhere if there is not even a home.
 fn cache(arguments: &Arguments) -> Option<PathBuf> {
     if arguments.no_cache {
         return None;
     }
-    let folder = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|folder| folder.is_absolute());
-    let default =
-        || Some(folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))?.join("paf-cuda/plans.json"));
-    arguments.cache.clone().or_else(default)
+    let folder = |variable| std::env::var_os(variable).map(PathBuf::from);
+    arguments.cache.clone().or_else(|| default_cache(folder("XDG_CACHE_HOME"), folder("HOME")))
+}
+
+/// Where the XDG base directory specification has such files, which ignores relative folders; nowhere if there is not even a home.
+fn default_cache(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {
+    let absolute = |folder: Option<PathBuf>| folder.filter(|folder| folder.is_absolute());
+    let folder = absolute(xdg).or_else(|| Some(absolute(home)?.join(".cache")))?;
+    Some(folder.join("paf-cuda/plans.json"))
 }
 
 fn text(report: &Report, candidates: bool) -> String {
@@ -120,4 +124,26 @@ fn text(report: &Report, candidates: bool) -> String {
     }
     part("the fastest schedule by tokens, as measured:", report.crossover());
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_are_kept_where_caches_are() {
+        let path = |xdg: Option<&str>, home: Option<&str>| default_cache(xdg.map(Into::into), home.map(Into::into));
+        assert_eq!(path(Some("/x"), Some("/h")), Some("/x/paf-cuda/plans.json".into()));
+        for xdg in [None, Some(""), Some("relative")] {
+            assert_eq!(path(xdg, Some("/h")), Some("/h/.cache/paf-cuda/plans.json".into()));
+        }
+        assert_eq!(path(None, None), None);
+        assert_eq!(path(Some("relative"), Some("relative")), None);
+    }
+
+    #[test]
+    fn the_ladder_doubles_tokens() {
+        let tokens: Vec<_> = ladder().unwrap().iter().map(BatchShape::tokens).collect();
+        assert_eq!(tokens, [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]);
+    }
 }

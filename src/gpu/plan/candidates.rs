@@ -167,7 +167,7 @@ pub(in crate::gpu) fn prepare(
     let two_inputs = gemm::takes_two_inputs(kernels, config.qkv_size());
     for Launched { product, steps, limits, .. } in products(config, plan.schedule(), rows, two_inputs, 0) {
         if let Some(variant) = plan.product(product) {
-            gemm::prepare(kernels, device, variant, steps, limits.edge)?;
+            gemm::prepare(kernels, device, variant, steps, limits)?;
         }
     }
     Ok(())

@@ -137,14 +137,16 @@ pub(super) fn search<B: Bench>(bench: &B, budget: Duration) -> Result<(Plan, Vec
     for (done, &(i, coordinate)) in contests.iter().enumerate() {
         let (present, median_us) = &best[i];
         let mut others = bench.others(&present.plan, coordinate)?;
-        let share = tuned_at.saturating_sub(bench.elapsed()) / (contests.len() - done) as u32;
+        let left = tuned_at.saturating_sub(bench.elapsed());
+        let share = left / (contests.len() - done) as u32;
         let until = bench.elapsed() + share;
-        // As many as there is time to decide between.
+        // As many as there is time to decide between; one at least, at the cost of later contests, of slower schedules.
         let cost = |others: usize| {
             let samples_us = (others + 1) as f64 * (WARM_UP + MIN_ROUNDS) as f64 * median_us;
             preparation * others as u32 + Duration::from_secs_f64(samples_us * 1e-6)
         };
-        others.truncate((1..=others.len()).rev().find(|&others| cost(others) <= share).unwrap_or(0));
+        let affordable = (1..=others.len()).rev().find(|&others| cost(others) <= share);
+        others.truncate(affordable.unwrap_or(usize::from(cost(1) <= left / 2)));
         if others.is_empty() {
             continue;
         }
@@ -326,6 +328,17 @@ mod tests {
         assert!(measured.len() > 4 && measured.len() < 20, "{}", measured.len());
         assert!(model.elapsed() < Duration::from_millis(80), "{:?}", model.elapsed());
         assert!(matches!(plan.schedule(), Schedule::Fused | Schedule::Hybrid), "{plan}");
+    }
+
+    #[test]
+    fn little_time_goes_to_the_best_schedule() {
+        // Forward calls of 20 ms, all within 5 %.
+        let model = Model::new(|plan| 20e3 + base_us(plan.schedule()));
+        let (plan, measured) = search(&model, Duration::from_secs(2)).unwrap();
+        assert_eq!(plan, Schedule::Hybrid.into());
+        let tried: Vec<_> = measured.iter().filter(|timed| !timed.plan.is_estimated()).collect();
+        assert!(!tried.is_empty() && tried[0].plan.schedule() == Schedule::Hybrid, "{tried:?}");
+        assert!(model.elapsed() < Duration::from_millis(2500), "{:?}", model.elapsed());
     }
 
     #[test]
