@@ -83,7 +83,8 @@ fn bad_choices_are_usage_errors() {
     refuses(&small(&["--rotary-interleaved"]), 2, &["--rotary-dim"]);
     refuses(&small(&["--num-key-value-heads", "3"]), 2, &["num_key_value_heads = 3", "num_attention_heads = 2"]);
     refuses(&["speedup", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
-    refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream"]);
+    refuses(&["speedup", "--schedules", "three-stream"], 2, &["three-stream", "two-stream", "auto"]);
+    refuses(&small(&["--schedules", "serial,auto"]), 2, &["auto on the cpu engine", "serial and two-stream"]);
     refuses(&["speedup", "--backend", "tpu"], 2, &["tpu", "cuda"]);
     refuses(&small(&["--batch", "2", "--lengths", "16,17"]), 2, &["17 (sequence 1)", "seq_len = 16"]);
     refuses(&small(&["--batch", "2", "--lengths", "16"]), 2, &["number of lengths is 1", "batch = 2"]);
@@ -109,9 +110,10 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 5] = [
+    let commands: [&[&str]; 6] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
+        &["plan", "--device", "4096", "--no-cache"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
         &["kernels", "attention", "--device", "4096"],
@@ -135,6 +137,25 @@ fn bad_choices_of_kernels_are_usage_errors() {
     refuses(&["kernels", "attention", "--shapes", "8x16/3x512x64"], 2, &["8x16/3x512x64", "1x32/8x4096x128"]);
     refuses(&["kernels", "attention", "--variants", "sm90:128"], 2, &["sm90:128", "sm80:rowsN"]);
     refuses(&["kernels", "attention", "--seconds", "0"], 2, &["seconds = 0"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_plans_are_usage_errors() {
+    refuses(&["plan", "--model", "gpt-5"], 2, &["\"gpt-5\"", "roberta-large"]);
+    refuses(
+        &["plan", "--hidden-size", "1000", "--num-attention-heads", "16", "--intermediate-size", "64"],
+        2,
+        &["1000"],
+    );
+    refuses(&["plan", "--seconds", "0"], 2, &["seconds = 0"]);
+    refuses(&["plan", "--seconds", "NaN"], 2, &["seconds = NaN"]);
+    refuses(&["plan", "--batch", "0"], 2, &["batch = 0"]);
+    refuses(&["plan", "--packed", "3", "--seq", "3"], 2, &["--packed", "--seq"]);
+    refuses(&["plan", "--packed", "0,0"], 2, &["Σ lengths = 0"]);
+    refuses(&["plan", "--cache", "plans.json", "--no-cache"], 2, &["--cache", "--no-cache"]);
+    refuses(&["plan", "--dtype", "f64"], 2, &["f64", "bf16 or f16"]);
+    refuses(&["plan", "--json", "missing/plan.json"], 1, &["missing/plan.json", "cannot write"]);
 }
 
 #[test]
@@ -220,6 +241,34 @@ fn results_are_drawn_together() {
     refuses(&["report", "--plot", "-"], 2, &["<FILES>"]);
     assert_eq!(std::fs::read_to_string(&svg).unwrap(), drawn);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4, "temporary files were left");
+}
+
+#[test]
+fn a_plan_is_reported_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, plan) = (folder.path().join("s.json"), folder.path().join("p.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What result files of both kinds have in common, and one shape.
+    let mut report = read_json(&speedup);
+    report["schema"] = "paf-cuda/plan/1".into();
+    report["design"] = "paf-post".into();
+    report["budget_s"] = 2.0.into();
+    report["cases"] = serde_json::json!([{
+        "batch": 1, "seq_len": 128, "lengths": null, "packed": false, "tokens": 128,
+        "schedule": "fused", "plan": "fused attention=sm90:rows64", "from_cache": false, "warnings": [],
+        "candidates": [
+            {"schedule": "serial", "plan": "serial", "median_us": 660.0},
+            {"schedule": "fused", "plan": "fused attention=sm90:rows64", "median_us": 400.0},
+        ],
+    }]);
+    std::fs::write(&plan, report.to_string()).unwrap();
+    let output = paf(&["report", plan.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("| 1 × 128 | 128 | 0.660 | – | – | – | fused | 0.400 | 1.650 |"));
+    report["schema"] = "paf-cuda/plan/0".into();
+    std::fs::write(&plan, report.to_string()).unwrap();
+    refuses(&["report", plan.to_str().unwrap()], 1, &["paf-cuda/plan/0", "paf-cuda/plan/1"]);
 }
 
 #[test]

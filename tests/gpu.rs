@@ -1,13 +1,18 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
 //! disturbance, and what must be refused. Where there is no CUDA device every test is reported as ignored.
 
+#[path = "gpu/planner.rs"]
+mod planner;
+
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use paf_cuda::config::Rotary;
-use paf_cuda::gpu::{Batch, Branch, Device, Edges, Encoder, EncoderWeights, Stream, Tensor, Workspace, device_count};
+use paf_cuda::gpu::{
+    Batch, Branch, Device, Edges, Encoder, EncoderWeights, Plan, Stream, Tensor, Workspace, device_count,
+};
 use paf_cuda::weights::{random_activations, random_layers};
 use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule, verify};
 
@@ -76,7 +81,7 @@ fn trials(device: &Device) -> Vec<Trial> {
                 (format!("race {design} {schedule}: same bits, disturbed, 250 repeats"), device.clone());
             trials.push(Trial::test(name, move || {
                 let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
-                race(&device, design, schedule)
+                race(&device, design, schedule.into())
             }));
         }
         let device = device.clone();
@@ -85,6 +90,7 @@ fn trials(device: &Device) -> Vec<Trial> {
             asynchronous(&device, design)
         }));
     }
+    planner::trials(device, &mut trials);
     trials
 }
 
@@ -127,35 +133,35 @@ impl Fixture {
         })
     }
 
-    fn run(&mut self, schedule: Schedule, hold_back: &[(Branch, Duration)]) -> Result<Vec<u16>, Error> {
-        self.run_in(schedule, |workspace| {
+    fn run(&mut self, plan: impl Into<Plan>, hold_back: &[(Branch, Duration)]) -> Result<Vec<u16>, Error> {
+        self.run_in(plan, |workspace| {
             hold_back.iter().for_each(|&(branch, time)| workspace.hold_back(branch, time));
         })
     }
 
     /// No kernel begins before the one before it has ended.
-    fn run_one_by_one(&mut self, schedule: Schedule) -> Result<Vec<u16>, Error> {
-        self.run_in(schedule, |workspace| workspace.set_overlap(false))
+    fn run_one_by_one(&mut self, plan: impl Into<Plan>) -> Result<Vec<u16>, Error> {
+        self.run_in(plan, |workspace| workspace.set_overlap(false))
     }
 
-    fn run_in(&mut self, schedule: Schedule, prepare: impl Fn(&mut Workspace)) -> Result<Vec<u16>, Error> {
+    fn run_in(&mut self, plan: impl Into<Plan>, prepare: impl Fn(&mut Workspace)) -> Result<Vec<u16>, Error> {
         let Self { encoder, stream, batch, x, y } = self;
         let mut workspace = encoder.workspace(batch)?;
         workspace.poison()?;
         y.poison()?;
         prepare(&mut workspace);
-        encoder.forward(stream, schedule, batch, x, y, &mut workspace)?;
+        encoder.forward(stream, plan, batch, x, y, &mut workspace)?;
         y.to_bits()
     }
 }
 
-/// A schedule gives the bits that it gives where each kernel waits for the one before, and serial's if it runs the same kernels;
+/// A plan gives the bits that it gives where each kernel waits for the one before, and serial's if it runs the same kernels;
 /// whichever branch is late, eager and as a graph, every time.
-fn race(device: &Device, design: Design, schedule: Schedule) -> Outcome {
+fn race(device: &Device, design: Design, plan: Plan) -> Outcome {
     let shape = BatchShape::new(2, 70)?.with_lengths(vec![70, 33])?;
     let mut fixture = Fixture::new(device, design, &shape)?;
-    let expected = fixture.run_one_by_one(schedule)?;
-    if schedule.agrees_bitwise(Schedule::Serial) {
+    let expected = fixture.run_one_by_one(plan)?;
+    if plan.agrees_bitwise(&Schedule::Serial.into()) {
         differs(&fixture.run_one_by_one(Schedule::Serial)?, &expected, || "kernels one by one".into())?;
     }
     let late = Duration::from_micros(60); // several times what the whole other branch takes
@@ -167,7 +173,7 @@ fn race(device: &Device, design: Design, schedule: Schedule) -> Outcome {
     ];
     for repeat in 0..250 {
         let hold_back = &disturbances[repeat % disturbances.len()];
-        let eager = fixture.run(schedule, hold_back)?;
+        let eager = fixture.run(plan, hold_back)?;
         differs(&expected, &eager, || format!("eager repeat {repeat}, held back {hold_back:?}"))?;
     }
     for hold_back in &disturbances {
@@ -180,7 +186,7 @@ fn race(device: &Device, design: Design, schedule: Schedule) -> Outcome {
         for repeat in 0..63 {
             workspace.poison()?;
             y.poison()?;
-            let graph = encoder.capture(stream, schedule, batch, x, y, &mut workspace)?;
+            let graph = encoder.capture(stream, plan, batch, x, y, &mut workspace)?;
             graph.launch(stream)?;
             graph.launch(stream)?;
             drop(graph);

@@ -5,12 +5,13 @@ pub(super) mod sm80;
 pub(super) mod sm90;
 mod variant;
 
-use super::batch::Sequences;
+use super::batch::{Batch, Sequences};
 use super::device::{Device, Stream};
 use super::gemm::Meanwhile;
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::tiles::ATTENTION_TILES;
+use crate::config::LayerConfig;
 use crate::error::{Error, Result};
 pub use variant::AttentionVariant;
 
@@ -49,9 +50,25 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention)
 
 /// What of the device this attention has while a product runs beside it.
 pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<Meanwhile> {
-    Ok(match (planned(kernels, device, attention)?, &kernels.attention_sm90) {
+    let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
+    Ok(match (variant, &kernels.attention_sm90) {
         (AttentionVariant::Sm90 { rows }, Some(sm90)) => sm90.takes(device, attention, rows),
         _ => Meanwhile::default(),
+    })
+}
+
+/// Loads what a variant needs. An error if it cannot be had for heads of that width.
+pub(super) fn prepare(kernels: &Kernels, device: &Device, head_dim: usize, variant: AttentionVariant) -> Result<()> {
+    match variant {
+        AttentionVariant::Sm80 { rows } => kernels.attention_sm80(device)?.function(head_dim, rows).map(drop),
+        AttentionVariant::Sm90 { rows } => sm90::tile(head_dim, rows).and(hopper(kernels, variant)).map(drop),
+    }
+}
+
+fn hopper(kernels: &Kernels, variant: AttentionVariant) -> Result<&sm90::Sm90Attention> {
+    kernels.attention_sm90.as_ref().ok_or_else(|| Error::Unsupported {
+        what: format!("attention variant {variant}"),
+        remedy: "it runs on compute capability 9.0 only; choose an sm80 variant".into(),
     })
 }
 
@@ -72,12 +89,8 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, attention: &Atte
             unsafe { sm80.launch(stream, attention, rows) }
         }
         AttentionVariant::Sm90 { rows } => {
-            let sm90 = kernels.attention_sm90.as_ref().ok_or_else(|| Error::Unsupported {
-                what: format!("attention variant {variant}"),
-                remedy: "it runs on compute capability 9.0 only; choose an sm80 variant".into(),
-            })?;
             // SAFETY: as above.
-            unsafe { sm90.launch(stream, attention, rows) }
+            unsafe { hopper(kernels, variant)?.launch(stream, attention, rows) }
         }
     }
 }
@@ -103,6 +116,23 @@ fn no_such_rows(rows: usize, head_dim: usize, known: impl Iterator<Item = usize>
 }
 
 impl Attention {
+    /// A layer's, as estimated.
+    pub(super) fn of_layer(config: &LayerConfig, batch: &Batch, qkv: Matrix, out: Matrix) -> Self {
+        Self {
+            qkv,
+            out,
+            log_sum_exp: 0,
+            sequences: batch.sequences(),
+            heads: config.num_attention_heads,
+            key_value_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+            causal: config.causal,
+            variant: None,
+            overlap: false,
+            early: false,
+        }
+    }
+
     /// Column of `qkv` at which keys begin.
     fn k_column(&self) -> i32 {
         (self.heads * self.head_dim) as i32

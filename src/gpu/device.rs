@@ -33,6 +33,8 @@ pub struct DeviceInfo {
     pub shared_bytes_per_block: u32,
     /// Highest clock of the multiprocessors, kHz.
     pub sm_clock_khz: u32,
+    /// The driver's identifier of this one card, as `nvidia-smi -L` prints it; empty where it tells none.
+    pub uuid: String,
     /// PCI address, `domain:bus:device.function`: what other tools know the device by.
     pub pci_bus_id: String,
 }
@@ -231,6 +233,11 @@ impl Device {
         self.inner.kernels[index].get_or_init(|| Kernels::load(self, dtype)).as_ref().map_err(Clone::clone)
     }
 
+    /// Whether it was opened for the portable kernels only.
+    pub(super) fn is_portable(&self) -> bool {
+        self.inner.portable
+    }
+
     /// Whether Hopper's own kernels run here.
     pub(crate) fn uses_hopper_kernels(&self) -> bool {
         // Code for 9.0 with its architecture-specific instructions runs on 9.0 alone.
@@ -262,6 +269,7 @@ fn describe(context: &CudaContext, ordinal: usize, cuda_driver_version: (u32, u3
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         sm_clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
+        uuid: context.uuid().map_or_else(|_| String::new(), |uuid| uuid_text(uuid.bytes.map(|byte| byte as u8))),
         pci_bus_id: format!(
             "{:08x}:{:02x}:{:02x}.0",
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?,
@@ -269,6 +277,12 @@ fn describe(context: &CudaContext, ordinal: usize, cuda_driver_version: (u32, u3
             attribute(Attribute::CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?
         ),
     })
+}
+
+fn uuid_text(bytes: [u8; 16]) -> String {
+    let digits =
+        |range: std::ops::Range<usize>| bytes[range].iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("GPU-{}-{}-{}-{}-{}", digits(0..4), digits(4..6), digits(6..8), digits(8..10), digits(10..16))
 }
 
 /// Errors after which every later call in the context fails (the driver's documentation of each says so).
@@ -413,5 +427,16 @@ impl Event {
         // SAFETY: both events are live.
         let elapsed = unsafe { result::event::elapsed(start.inner.cu_event(), self.inner.cu_event()) };
         Ok(f64::from(self.device.check("reading the time between events", elapsed)?) * 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uuids_are_written_as_nvidia_smi_does() {
+        let bytes = std::array::from_fn(|i| 0xf0 + i as u8);
+        assert_eq!(uuid_text(bytes), "GPU-f0f1f2f3-f4f5-f6f7-f8f9-fafbfcfdfeff");
     }
 }

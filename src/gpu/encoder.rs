@@ -9,9 +9,10 @@ use super::device::{Device, Stream};
 use super::graph::Graph;
 use super::memory::{Buffer, Matrix, Tensor, to_bits};
 use super::norm::MAX_HIDDEN;
+use super::plan::{self, Plan};
 use super::schedule;
 use super::workspace::Workspace;
-use crate::config::{EncoderConfig, LayerConfig, Schedule};
+use crate::config::{EncoderConfig, LayerConfig};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::weights::LayerWeights;
@@ -221,31 +222,42 @@ impl Encoder {
         Workspace::new(self.device(), &self.config.layer, batch.shape().rows())
     }
 
+    /// The same stack without the layers after the first `layers`.
+    pub(super) fn first_layers(&self, layers: usize) -> Self {
+        let num_hidden_layers = layers.min(self.config.num_hidden_layers);
+        Self { config: EncoderConfig { num_hidden_layers, ..self.config.clone() }, weights: self.weights.clone() }
+    }
+
     /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once; the result
     /// is there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
+    ///
+    /// `plan` is a [`Schedule`](crate::Schedule), whose kernels are chosen by estimate, or what a [`Planner`](super::Planner) has
+    /// found by measurement.
     ///
     /// `x`, `y`, the batch and the workspace belong to the call until the stream has run it: do not write `x` or
     /// start another call with the same workspace on another stream before.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for a schedule that the design cannot have; [`Error::Mismatch`] if a tensor's shape, element
-    /// type or device, or the workspace's size, does not fit; [`Error::Cuda`], [`Error::ContextLost`].
+    /// [`Error::Unsupported`] for a schedule that the design, or a variant that the device, cannot have; [`Error::Mismatch`] for a
+    /// variant that cannot do its product, or if a tensor's shape, element type or device, or the workspace's size, does not
+    /// fit; [`Error::Cuda`], [`Error::ContextLost`].
     pub fn forward(
         &self,
         stream: &Stream,
-        schedule: Schedule,
+        plan: impl Into<Plan>,
         batch: &Batch,
         x: &Tensor,
         y: &mut Tensor,
         workspace: &mut Workspace,
     ) -> Result<()> {
-        schedule.check(self.config.layer.design)?;
+        let plan = plan.into();
         self.check_operands(stream, batch, x, y, workspace)?;
         self.device().enter()?;
+        self.prepare(&plan, batch)?;
         // SAFETY: shapes, types and devices were checked; x is borrowed, y and the workspace mutably so, and the buffers of
         // all three wait for the device before they are freed.
         unsafe {
-            schedule::forward(self, &self.weights.layers, stream, schedule, batch, x.matrix(), y.matrix(), workspace)
+            schedule::forward(self, &self.weights.layers, stream, &plan, batch, x.matrix(), y.matrix(), workspace)
         }
     }
 
@@ -256,13 +268,21 @@ impl Encoder {
     pub fn capture<'a>(
         &'a self,
         stream: &Stream,
-        schedule: Schedule,
+        plan: impl Into<Plan>,
         batch: &'a Batch,
         x: &'a Tensor,
         y: &'a mut Tensor,
         workspace: &'a mut Workspace,
     ) -> Result<Graph<'a>> {
-        Graph::record(stream, || self.forward(stream, schedule, batch, x, y, workspace))
+        let plan = plan.into();
+        // What the plan needs is loaded before the capture, in which nothing may be.
+        self.prepare(&plan, batch)?;
+        Graph::record(stream, || self.forward(stream, plan, batch, x, y, workspace))
+    }
+
+    fn prepare(&self, plan: &Plan, batch: &Batch) -> Result<()> {
+        let kernels = self.device().kernels(self.dtype())?;
+        plan::prepare(plan, kernels, self.device(), &self.config.layer, batch.shape().rows())
     }
 
     fn check_operands(

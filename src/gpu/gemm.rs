@@ -5,7 +5,7 @@ pub(super) mod sm80;
 pub(super) mod sm90;
 mod variant;
 
-use sm90::Shape;
+pub(super) use sm90::Shape;
 
 use super::device::{Device, Stream};
 use super::launch::Kernels;
@@ -115,6 +115,61 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, shape: Shape, limits: 
     })
 }
 
+/// The variants with the least estimated time on this device, `most` at the most; [`planned`]'s comes first.
+pub(super) fn ranked(
+    kernels: &Kernels,
+    device: &Device,
+    (m, n, steps): Shape,
+    limits: Limits,
+    most: usize,
+) -> Result<Vec<GemmVariant>> {
+    let mut ranked = match &kernels.gemm_sm90 {
+        Some(hopper) => hopper.ranked((m, n, steps), limits),
+        None => {
+            let portable = kernels.gemm_sm80(device)?;
+            plan::ranked_gemm_sm80(m, n, steps, device.info().multiprocessors as usize, |tile| portable.has(tile))
+        }
+    };
+    ranked.truncate(most);
+    Ok(ranked)
+}
+
+/// Loads what a variant needs. An error if it cannot compute a product with so many steps along each pair's K within the limits;
+/// those that only make it slow are none.
+pub(super) fn prepare(
+    kernels: &Kernels,
+    device: &Device,
+    variant: GemmVariant,
+    steps: [usize; 2],
+    limits: Limits,
+) -> Result<()> {
+    match variant {
+        GemmVariant::Sm80 { .. } if limits.edge > 0 => Err(no_second_input(variant)),
+        GemmVariant::Sm80 { tile } => kernels.gemm_sm80(device)?.functions_of(tile).map(drop),
+        GemmVariant::Sm90 { cluster: Cluster::Parts(_), .. } if !limits.parts => Err(Error::Unsupported {
+            what: format!("GEMM variant {variant} for this product and number of rows"),
+            remedy: "choose one that computes C whole: no join adds parts of it up here".into(),
+        }),
+        GemmVariant::Sm90 { tile, cluster, stages } => {
+            hopper(kernels, variant)?.check(tile, cluster, stages, steps, limits.edge).map(drop)
+        }
+    }
+}
+
+fn no_second_input(variant: GemmVariant) -> Error {
+    Error::Unsupported {
+        what: format!("a second A with GEMM variant {variant}"),
+        remedy: "the portable kernel has none: compute two products".into(),
+    }
+}
+
+fn hopper(kernels: &Kernels, variant: GemmVariant) -> Result<&sm90::Sm90Gemm> {
+    kernels.gemm_sm90.as_ref().ok_or_else(|| Error::Unsupported {
+        what: format!("GEMM variant {variant}"),
+        remedy: "it needs a device of compute capability 9.0, opened with its kernels enabled".into(),
+    })
+}
+
 /// Whether there is a kernel for a product with another A from that column on.
 pub(super) fn takes_two_inputs(kernels: &Kernels, column: usize) -> bool {
     kernels.gemm_sm90.is_some() && column.is_multiple_of(64)
@@ -131,17 +186,10 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> 
     let variant = gemm.variant(kernels, stream.device())?;
     // SAFETY: shapes were checked; liveness is the caller's promise.
     match variant {
-        GemmVariant::Sm80 { .. } if gemm.beside.is_some() => Err(Error::Unsupported {
-            what: format!("a second A with GEMM variant {variant}"),
-            remedy: "the portable kernel has none: compute two products".into(),
-        }),
+        GemmVariant::Sm80 { .. } if gemm.beside.is_some() => Err(no_second_input(variant)),
         GemmVariant::Sm80 { tile } => unsafe { kernels.gemm_sm80(stream.device())?.launch(stream, gemm, tile) },
-        GemmVariant::Sm90 { tile, cluster, stages } => match &kernels.gemm_sm90 {
-            Some(hopper) => unsafe { hopper.launch(stream, kernels.dtype(), gemm, tile, cluster, stages) },
-            None => Err(Error::Unsupported {
-                what: format!("GEMM variant {variant}"),
-                remedy: "it needs a device of compute capability 9.0, opened with its kernels enabled".into(),
-            }),
+        GemmVariant::Sm90 { tile, cluster, stages } => unsafe {
+            hopper(kernels, variant)?.launch(stream, kernels.dtype(), gemm, tile, cluster, stages)
         },
     }
 }

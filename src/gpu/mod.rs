@@ -6,6 +6,9 @@
 //! or [`Schedule::Hybrid`](crate::Schedule::Hybrid) the workspace's two internal streams are forked from the caller's stream and
 //! joined to it again by events.
 //!
+//! A [`Plan`] is such a schedule, with the variants of kernels that it shall use; a schedule alone leaves these to an estimate. A
+//! [`Planner`] finds the fastest plan for a batch shape by measuring, and can keep it in a file.
+//!
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
 
 mod attention;
@@ -32,4 +35,5 @@ pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version
 pub use encoder::{Encoder, EncoderWeights};
 pub use graph::{Edges, Graph};
 pub use memory::{Floats, Tensor};
+pub use plan::{LayerProduct, Plan, Planned, Planner, Timed};
 pub use workspace::{Branch, Workspace};

@@ -1,4 +1,11 @@
-//! Which kernel for which shape. No launch, no allocation: numbers in, an index out.
+//! Which kernel for which shape: by estimate here, where there is no launch and no allocation, numbers in, an index out; by
+//! measurement in [`measured`].
+
+mod cache;
+mod candidates;
+mod choice;
+mod measured;
+mod search;
 
 use super::gemm::sm90::Room;
 use super::gemm::{Cluster, GemmVariant, Meanwhile};
@@ -8,6 +15,9 @@ use super::tiles::{
     Sm90GemmTile,
 };
 use crate::config::Schedule;
+pub(super) use candidates::prepare;
+pub use choice::{LayerProduct, Plan};
+pub use measured::{Planned, Planner, Timed};
 
 /// Rows up to which products may leave sums of parts of K to a join: more fill the device without, and the sums, four bytes an
 /// element and part, take more time to read than they save.
@@ -44,22 +54,44 @@ pub(super) fn gemm_sm80(
     multiprocessors: usize,
     available: impl Fn(usize) -> bool,
 ) -> GemmVariant {
-    let steps = steps as f64;
-    let cost = |index: usize| {
-        let (tile, cost) = (&GEMM_SM80_TILES[index], &SM80_COSTS[index]);
-        let tiles = m.div_ceil(tile.m) * n.div_ceil(tile.n);
-        // Tiles of the busiest multiprocessor: whole rounds of `resident`, then a remainder that fills it in part.
-        let busiest = tiles.div_ceil(multiprocessors);
-        let rest = busiest % cost.resident;
-        let full_ns = (busiest - rest) as f64 * cost.shared_ns;
-        let rest_ns = if rest == 0 { 0.0 } else { cost.alone_ns.max(rest as f64 * cost.shared_ns) };
-        steps * (full_ns + rest_ns) + busiest as f64 * cost.fixed_ns
-    };
     let tile = (0..GEMM_SM80_TILES.len())
         .filter(|&index| available(index))
-        .min_by(|&a, &b| cost(a).total_cmp(&cost(b)))
+        .min_by(|&a, &b| {
+            let cost = |index| sm80_cost_ns(m, n, steps, multiprocessors, index);
+            cost(a).total_cmp(&cost(b))
+        })
         .expect("the smallest tile fits every device that the kernels run on");
     GemmVariant::Sm80 { tile }
+}
+
+/// The portable tiles that `available` allows, those with the least estimated time first.
+pub(super) fn ranked_gemm_sm80(
+    m: usize,
+    n: usize,
+    steps: usize,
+    multiprocessors: usize,
+    available: impl Fn(usize) -> bool,
+) -> Vec<GemmVariant> {
+    let tiles = (0..GEMM_SM80_TILES.len()).filter(|&index| available(index));
+    ranked(tiles.map(|tile| (sm80_cost_ns(m, n, steps, multiprocessors, tile), GemmVariant::Sm80 { tile })))
+}
+
+fn sm80_cost_ns(m: usize, n: usize, steps: usize, multiprocessors: usize, index: usize) -> f64 {
+    let (tile, cost) = (&GEMM_SM80_TILES[index], &SM80_COSTS[index]);
+    let tiles = m.div_ceil(tile.m) * n.div_ceil(tile.n);
+    // Tiles of the busiest multiprocessor: whole rounds of `resident`, then a remainder that fills it in part.
+    let busiest = tiles.div_ceil(multiprocessors);
+    let rest = busiest % cost.resident;
+    let full_ns = (busiest - rest) as f64 * cost.shared_ns;
+    let rest_ns = if rest == 0 { 0.0 } else { cost.alone_ns.max(rest as f64 * cost.shared_ns) };
+    steps as f64 * (full_ns + rest_ns) + busiest as f64 * cost.fixed_ns
+}
+
+/// Variants by their costs; of equals, the first stays first.
+fn ranked(variants: impl Iterator<Item = (f64, GemmVariant)>) -> Vec<GemmVariant> {
+    let mut variants: Vec<_> = variants.collect();
+    variants.sort_by(|a, b| a.0.total_cmp(&b.0));
+    variants.into_iter().map(|(_, variant)| variant).collect()
 }
 
 /// What a tile of Hopper's kernel costs.
@@ -110,12 +142,24 @@ impl Limits {
 
 /// The variant of Hopper's kernel with the least estimated time. Some tile of 64 columns always remains.
 pub(super) fn gemm_sm90(m: usize, n: usize, steps: usize, limits: Limits, room: &Room) -> GemmVariant {
+    sm90_estimates(m, n, steps, limits, room).min_by(|a, b| a.0.total_cmp(&b.0)).expect("every shape has a variant").1
+}
+
+/// All variants of Hopper's kernel that are worth considering, those with the least estimated time first.
+pub(super) fn ranked_gemm_sm90(m: usize, n: usize, steps: usize, limits: Limits, room: &Room) -> Vec<GemmVariant> {
+    ranked(sm90_estimates(m, n, steps, limits, room))
+}
+
+fn sm90_estimates(
+    m: usize,
+    n: usize,
+    steps: usize,
+    limits: Limits,
+    room: &Room,
+) -> impl Iterator<Item = (f64, GemmVariant)> {
     sm90_variants(m, steps, room.shared_bytes - limits.meanwhile.spare_bytes)
-        .filter(|&variant| limits.allow(variant))
-        .map(|variant| (sm90_cost_ns(m, n, steps, room, limits.meanwhile.multiprocessors, variant), variant))
-        .min_by(|a, b| a.0.total_cmp(&b.0))
-        .expect("every shape has a variant")
-        .1
+        .filter(move |&variant| limits.allow(variant))
+        .map(move |variant| (sm90_cost_ns(m, n, steps, room, limits.meanwhile.multiprocessors, variant), variant))
 }
 
 /// What is worth considering: tiles that are not mostly empty, alone, in pairs or split in up to four (larger clusters find
@@ -343,6 +387,34 @@ mod tests {
             let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n) * cluster.parts();
             let places = (132 - taken) * sm90_blocks_per_multiprocessor(tile, stages, cluster);
             assert!(cluster.parts() > 1 && blocks <= places, "{m} × {n}: {} {cluster:?}", tile.name);
+        }
+    }
+
+    #[test]
+    fn ranked_variants_observe_limits_and_begin_with_the_planned_one() {
+        for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (4096, 960, 192), (70, 584, 0)] {
+            for spare_bytes in [0, 117_760] {
+                let limits =
+                    Limits { edge, meanwhile: Meanwhile { spare_bytes, multiprocessors: 0 }, parts: edge == 0 };
+                let ranked = ranked_gemm_sm90(m, n, 16, limits, &ROOM);
+                assert_eq!(ranked[0], gemm_sm90(m, n, 16, limits, &ROOM));
+                assert!(ranked.len() >= 3, "{m} × {n}: {ranked:?}");
+                let costs = ranked.iter().map(|&variant| sm90_cost_ns(m, n, 16, &ROOM, 0, variant));
+                assert!(costs.is_sorted(), "{m} × {n}: {ranked:?}");
+                for (i, &variant) in ranked.iter().enumerate() {
+                    assert!(!ranked[..i].contains(&variant), "{variant} twice");
+                    let GemmVariant::Sm90 { tile, cluster, stages } = variant else { panic!("{variant}") };
+                    let tile = &GEMM_SM90_TILES[tile];
+                    assert!(edge.is_multiple_of(tile.n * cluster.shared().0), "{m} × {n}: {variant}");
+                    assert!(spare_bytes == 0 || tile.holds_two_blocks(), "{m} × {n}: {variant}");
+                    assert!(tile.shared_bytes(stages, cluster) + spare_bytes <= ROOM.shared_bytes);
+                }
+            }
+        }
+        for available in [|_| true, |index| index > 1] {
+            let ranked = ranked_gemm_sm80(512, 4096, 16, 132, available);
+            assert_eq!(ranked[0], gemm_sm80(512, 4096, 16, 132, available));
+            assert_eq!(ranked.len(), (0..GEMM_SM80_TILES.len()).filter(|&index| available(index)).count());
         }
     }
 

@@ -17,6 +17,11 @@ impl PtxModule {
         MODULES.iter().find(|module| module.name == name)
     }
 
+    /// Its bytes as they are embedded.
+    pub(super) fn compressed(&self) -> &'static [u8] {
+        self.compressed
+    }
+
     /// The PTX text.
     pub fn source(&self) -> String {
         let text = miniz_oxide::inflate::decompress_to_vec_zlib(self.compressed).expect("build.rs compressed it");

@@ -45,7 +45,7 @@ use super::gemm::{self, Gemm, Meanwhile, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
-use super::plan;
+use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotate};
 use super::workspace::{Branch, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
@@ -60,12 +60,13 @@ pub(super) unsafe fn forward(
     encoder: &Encoder,
     layers: &[DeviceLayer],
     caller: &Stream,
-    schedule: Schedule,
+    plan: &Plan,
     batch: &Batch,
     x: Matrix,
     y: Matrix,
     workspace: &Workspace,
 ) -> Result<()> {
+    let schedule = plan.schedule();
     let overlaps = workspace.overlap && plan::kernels_overlap(schedule, batch.shape().rows());
     let lane = |stream| Lane { stream, overlaps, chained: Cell::new(false) };
     let (one, other) = match schedule {
@@ -78,7 +79,7 @@ pub(super) unsafe fn forward(
     let config = &encoder.config().layer;
     let run = Run {
         config,
-        schedule,
+        plan,
         kernels: encoder.device().kernels(encoder.dtype())?,
         batch,
         scratch: workspace.scratch(batch.shape().rows()),
@@ -177,7 +178,7 @@ impl Streams<'_> {
 /// What is the same for every layer of a call.
 struct Run<'a> {
     config: &'a LayerConfig,
-    schedule: Schedule,
+    plan: &'a Plan,
     kernels: &'a Kernels,
     batch: &'a Batch,
     scratch: Scratch,
@@ -231,11 +232,13 @@ impl Run<'_> {
         let (attention, ffn) = (self.streams.attention, self.streams.ffn);
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            match self.schedule {
+            match self.plan.schedule() {
                 Schedule::Serial | Schedule::TwoStream => {
                     self.streams.fork(self.kernels)?;
-                    self.product(attention, self.attention_branch(attention, layer, inputs[0], attention_out)?)?;
-                    self.product(ffn, self.ffn_branch(ffn, layer, inputs[1], ffn_out)?)?;
+                    let output = self.attention_branch(attention, layer, inputs[0], attention_out)?;
+                    self.product(attention, LayerProduct::Wo, output)?;
+                    let second = self.ffn_branch(ffn, layer, inputs[1], ffn_out)?;
+                    self.product(ffn, LayerProduct::W2, second)?;
                     self.streams.join()?;
                     Ok(Sum { addends: [Some(x), Some(attention_out), Some(ffn_out)], parts: None })
                 }
@@ -246,17 +249,18 @@ impl Run<'_> {
                     let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
                     let second = Some((context, layer.w_o));
                     let both = Gemm { second, first_early: true, meanwhile: self.attention_takes()?, ..first };
-                    self.product_for_join(attention, both, x)
+                    self.product_for_join(attention, LayerProduct::WideSecond, both, x)
                 }
                 Schedule::Hybrid => {
                     self.first_products(attention, layer, inputs, wide)?;
                     self.streams.fork(self.kernels)?;
                     self.attend(attention, false)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
-                    self.product(ffn, Gemm { meanwhile: self.attention_takes()?, ..second })?;
+                    let second = Gemm { meanwhile: self.attention_takes()?, ..second };
+                    self.product(ffn, LayerProduct::W2, second)?;
                     self.streams.join()?;
                     let output = Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, sum);
-                    self.product_for_join(attention, output, ffn_out)
+                    self.product_for_join(attention, LayerProduct::Wo, output, ffn_out)
                 }
             }
         }
@@ -277,13 +281,14 @@ impl Run<'_> {
         unsafe {
             let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, act(qkv.cols), wide);
             if n_1 == n_2 {
-                return self.product(lane, both);
+                return self.product(lane, LayerProduct::WideFirst, both);
             }
             if gemm::takes_two_inputs(self.kernels, qkv.cols) {
-                return self.product(lane, Gemm { beside: Some((n_2, qkv.cols)), ..both });
+                let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
+                return self.product(lane, LayerProduct::WideFirst, both);
             }
-            self.product(lane, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
-            self.product(lane, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))
+            self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
+            self.product(lane, LayerProduct::Qkv, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))
         }
     }
 
@@ -297,7 +302,10 @@ impl Run<'_> {
         out: Matrix,
     ) -> Result<Sum> {
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.product_for_join(lane, self.attention_branch(lane, layer, input, out)?, residual) }
+        unsafe {
+            let output = self.attention_branch(lane, layer, input, out)?;
+            self.product_for_join(lane, LayerProduct::Wo, output, residual)
+        }
     }
 
     /// Launches attention's branch but for its last product, `out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo`.
@@ -311,7 +319,7 @@ impl Run<'_> {
         let Scratch { qkv, context, .. } = self.scratch;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            self.product(lane, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
+            self.product(lane, LayerProduct::Qkv, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
             self.attend(lane, false)?;
         }
         Ok(Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, out))
@@ -332,19 +340,8 @@ impl Run<'_> {
     }
 
     fn attention(&self) -> Attention {
-        Attention {
-            qkv: self.scratch.qkv,
-            out: self.scratch.context,
-            log_sum_exp: 0,
-            sequences: self.batch.sequences(),
-            heads: self.config.num_attention_heads,
-            key_value_heads: self.config.num_key_value_heads,
-            head_dim: self.config.head_dim,
-            causal: self.config.causal,
-            variant: None,
-            overlap: false,
-            early: false,
-        }
+        let Scratch { qkv, context, .. } = self.scratch;
+        Attention { variant: self.plan.attention(), ..Attention::of_layer(self.config, self.batch, qkv, context) }
     }
 
     /// What attention has of the device while a product runs beside it.
@@ -363,7 +360,10 @@ impl Run<'_> {
         out: Matrix,
     ) -> Result<Sum> {
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.product_for_join(lane, self.ffn_branch(lane, layer, input, out)?, residual) }
+        unsafe {
+            let second = self.ffn_branch(lane, layer, input, out)?;
+            self.product_for_join(lane, LayerProduct::W2, second, residual)
+        }
     }
 
     /// Launches the FFN but for its last product, `out = act(input·W1ᵀ + b1)·W2ᵀ + b2`.
@@ -371,19 +371,27 @@ impl Run<'_> {
         let inner = self.scratch.inner;
         let act = Then::Activation(self.config.hidden_act, 0);
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.product(lane, Gemm::new(input, layer.w_1, layer.b_1, act, inner))? };
+        unsafe { self.product(lane, LayerProduct::W1, Gemm::new(input, layer.w_1, layer.b_1, act, inner))? };
         Ok(Gemm::new(inner, layer.w_2, layer.b_2, Then::Bias, out))
     }
 
-    unsafe fn product(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<()> {
+    /// A product in the plan's way. `plan::candidates` knows the shapes and limits of all that are launched here.
+    unsafe fn product(&self, lane: &Lane<'_>, product: LayerProduct, gemm: Gemm) -> Result<()> {
+        let variant = self.plan.product(product);
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
-        unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { overlap: lane.overlap(), ..gemm }) }
+        unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { variant, overlap: lane.overlap(), ..gemm }) }
     }
 
     /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster.
-    unsafe fn product_for_join(&self, lane: &Lane<'_>, gemm: Gemm, residual: Matrix) -> Result<Sum> {
-        let sums = self.scratch.sums;
-        let gemm = Gemm { then: Then::Residual(residual), overlap: lane.overlap(), ..gemm };
+    unsafe fn product_for_join(
+        &self,
+        lane: &Lane<'_>,
+        product: LayerProduct,
+        gemm: Gemm,
+        residual: Matrix,
+    ) -> Result<Sum> {
+        let (sums, variant) = (self.scratch.sums, self.plan.product(product));
+        let gemm = Gemm { variant, then: Then::Residual(residual), overlap: lane.overlap(), ..gemm };
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
         let parts = unsafe { gemm::launch_for_join(self.kernels, lane.stream, &gemm, sums)? };
         Ok(match parts {

@@ -1,11 +1,11 @@
 //! The two engines as the comparison sees them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::machine;
 use super::report::{DeviceState, Machine};
 use super::roofline::{self, Ceilings};
-use super::speedup::{Mode, Variant};
+use super::speedup::{Choice, Mode, Variant};
 use super::timing::{Candidate, Effort, interleave};
 use crate::config::{BatchShape, EncoderConfig, Schedule};
 use crate::error::{Error, Result};
@@ -15,23 +15,53 @@ use crate::weights::{random_activations, random_layers};
 /// Layers that the oracle is asked about: two show that the first hands over to the second; all would take minutes.
 pub(super) const ORACLE_LAYERS: usize = 2;
 
+#[cfg(feature = "cuda")]
+pub(super) use crate::gpu::Plan;
+
+/// Without kernels there is nothing to plan but the schedule.
+#[cfg(not(feature = "cuda"))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan(Schedule);
+
+#[cfg(not(feature = "cuda"))]
+impl Plan {
+    pub(super) fn schedule(&self) -> Schedule {
+        self.0
+    }
+
+    pub(super) fn agrees_bitwise(&self, other: &Self) -> bool {
+        self.0.agrees_bitwise(other.0)
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl From<Schedule> for Plan {
+    fn from(schedule: Schedule) -> Self {
+        Self(schedule)
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// An engine with a model's weights.
 pub(super) trait Backend {
     fn name(&self) -> &'static str;
     fn element_type(&self) -> &'static str;
     fn element_bytes(&self) -> usize;
     fn modes(&self) -> &'static [Mode];
-    fn schedules(&self) -> &'static [Schedule];
+    fn choices(&self) -> Vec<Choice>;
+    /// The planner's choice, measured for about `budget`.
+    fn plan(&self, config: &EncoderConfig, shape: &BatchShape, budget: Duration) -> Result<Plan>;
     fn machine(&self) -> Machine;
     fn state(&self) -> Option<DeviceState>;
     fn ceilings(&self) -> Result<Ceilings>;
     /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
-    fn check_against_oracle(
-        &self,
-        config: &EncoderConfig,
-        schedule: Schedule,
-        shape: &BatchShape,
-    ) -> Result<Comparison>;
+    fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison>;
     /// Checks that variants which should agree bitwise do, then samples all of them, µs.
     fn measure(
         &self,
@@ -103,8 +133,15 @@ impl Backend for Cpu {
         &[Mode::Eager]
     }
 
-    fn schedules(&self) -> &'static [Schedule] {
-        &crate::cpu::SCHEDULES
+    fn choices(&self) -> Vec<Choice> {
+        crate::cpu::SCHEDULES.map(Choice::Fixed).to_vec()
+    }
+
+    fn plan(&self, _: &EncoderConfig, _: &BatchShape, _: Duration) -> Result<Plan> {
+        Err(Error::Unsupported {
+            what: "schedule auto on the cpu engine".into(),
+            remedy: format!("name schedules, of {}", crate::cpu::SCHEDULES.map(Schedule::name).join(" and ")),
+        })
     }
 
     fn machine(&self) -> Machine {
@@ -119,15 +156,10 @@ impl Backend for Cpu {
         Ok(roofline::of_cpu())
     }
 
-    fn check_against_oracle(
-        &self,
-        config: &EncoderConfig,
-        schedule: Schedule,
-        shape: &BatchShape,
-    ) -> Result<Comparison> {
+    fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison> {
         let num_hidden_layers = config.num_hidden_layers.min(ORACLE_LAYERS);
         let config = EncoderConfig { num_hidden_layers, ..config.clone() };
-        verify::cpu::check(config, schedule, shape, self.seed)
+        verify::cpu::check(config, plan.schedule(), shape, self.seed)
     }
 
     fn measure(
@@ -144,7 +176,7 @@ impl Backend for Cpu {
         let mut encoders = Vec::new();
         for ((variant, config), y) in variants.iter().zip(&mut outputs) {
             let encoder = self.encoder.with_design(config.layer.design)?;
-            encoder.forward(variant.schedule, shape, &x, y, &mut workspace)?;
+            encoder.forward(variant.plan.schedule(), shape, &x, y, &mut workspace)?;
             encoders.push(encoder);
         }
         agree(variants, &outputs, |value| value, h)?;
@@ -156,7 +188,7 @@ impl Backend for Cpu {
             candidates.push(Box::new(move || {
                 let (y, workspace) = &mut *shared.borrow_mut();
                 let started = Instant::now();
-                encoder.forward(variant.schedule, shape, x, y, workspace)?;
+                encoder.forward(variant.plan.schedule(), shape, x, y, workspace)?;
                 Ok(started.elapsed().as_secs_f64() * 1e6)
             }));
         }
@@ -173,7 +205,7 @@ mod gpu {
 
     use super::*;
     use crate::dtype::Dtype;
-    use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Graph, Stream, Tensor};
+    use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Graph, Planner, Stream, Tensor};
     use crate::weights::LayerWeights;
 
     /// A device; a sample is the device time between two events around a call on one stream.
@@ -225,8 +257,13 @@ mod gpu {
             &[Mode::Eager, Mode::Graph]
         }
 
-        fn schedules(&self) -> &'static [Schedule] {
-            &Schedule::ALL
+        fn choices(&self) -> Vec<Choice> {
+            Schedule::ALL.into_iter().map(Choice::Fixed).chain([Choice::Auto]).collect()
+        }
+
+        fn plan(&self, config: &EncoderConfig, shape: &BatchShape, budget: Duration) -> Result<Plan> {
+            let encoder = Encoder::new(config, self.weights.clone())?;
+            Ok(Planner::new().budget(budget).plan(&encoder, &Batch::new(&self.device, shape)?)?.plan)
         }
 
         fn machine(&self) -> Machine {
@@ -241,14 +278,9 @@ mod gpu {
             roofline::of_device(&self.device)
         }
 
-        fn check_against_oracle(
-            &self,
-            config: &EncoderConfig,
-            schedule: Schedule,
-            shape: &BatchShape,
-        ) -> Result<Comparison> {
+        fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison> {
             let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
-            verify::gpu::stack(&self.weights, &self.first_layers, &config, schedule, false, shape)
+            verify::gpu::stack(&self.weights, &self.first_layers, &config, plan, false, shape)
         }
 
         fn measure(
@@ -276,9 +308,9 @@ mod gpu {
             let mut outputs = Vec::new();
             for (((variant, _), encoder), (y, workspace)) in variants.iter().zip(&encoders).zip(&mut operands) {
                 match variant.mode {
-                    Mode::Eager => encoder.forward(&stream, variant.schedule, &batch, &x, y, workspace)?,
+                    Mode::Eager => encoder.forward(&stream, variant.plan, &batch, &x, y, workspace)?,
                     Mode::Graph => {
-                        encoder.capture(&stream, variant.schedule, &batch, &x, y, workspace)?.launch(&stream)?;
+                        encoder.capture(&stream, variant.plan, &batch, &x, y, workspace)?.launch(&stream)?;
                     }
                 }
                 outputs.push(y.to_bits()?);
@@ -290,11 +322,11 @@ mod gpu {
             let mut candidates: Vec<Candidate<'_>> = Vec::new();
             for (((variant, _), encoder), (y, workspace)) in variants.iter().zip(&encoders).zip(&mut operands) {
                 let (stream, batch, x, start, end) = (&stream, &batch, &x, &start, &end);
-                let schedule = variant.schedule;
+                let plan = variant.plan;
                 let mut call: Box<dyn FnMut() -> Result<()> + '_> = match variant.mode {
-                    Mode::Eager => Box::new(move || encoder.forward(stream, schedule, batch, x, y, workspace)),
+                    Mode::Eager => Box::new(move || encoder.forward(stream, plan, batch, x, y, workspace)),
                     Mode::Graph => {
-                        let graph: Graph<'_> = encoder.capture(stream, schedule, batch, x, y, workspace)?;
+                        let graph: Graph<'_> = encoder.capture(stream, plan, batch, x, y, workspace)?;
                         Box::new(move || graph.launch(stream))
                     }
                 };

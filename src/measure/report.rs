@@ -1,5 +1,7 @@
 //! Result files: everything that a run found, as JSON or CSV, and tables for people.
 
+mod picks;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::statistics::Median;
+use crate::config::EncoderConfig;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/speedup/1";
@@ -101,6 +104,24 @@ pub struct Config {
     pub rotary_left_out: bool,
 }
 
+impl Config {
+    pub(super) fn of(config: &EncoderConfig, rotary_left_out: bool) -> Self {
+        let layer = &config.layer;
+        Self {
+            num_hidden_layers: config.num_hidden_layers,
+            hidden_size: layer.hidden_size,
+            num_attention_heads: layer.num_attention_heads,
+            num_key_value_heads: Some(layer.num_key_value_heads),
+            head_dim: layer.head_dim,
+            intermediate_size: layer.intermediate_size,
+            hidden_act: layer.hidden_act.name().into(),
+            causal: layer.causal,
+            rotary_dim: layer.rotary.map(|rotary| rotary.dim),
+            rotary_left_out,
+        }
+    }
+}
+
 /// The two ceilings of the roofline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "see roofline::Ceilings")]
@@ -166,8 +187,11 @@ pub struct Verified {
 pub struct Variant {
     /// Design, by its short name.
     pub design: String,
-    /// Schedule.
+    /// Schedule; `auto` for the planner's choice.
     pub schedule: String,
+    /// What that choice is: the schedule, and those variants of its kernels that are not as estimated. Absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
     /// `eager` or `graph`.
     pub mode: String,
     /// Every sample, µs a forward call, in the order of the rounds.
@@ -178,7 +202,8 @@ pub struct Variant {
     pub tflops: f64,
     /// Floor over median.
     pub roofline_share: Option<f64>,
-    /// Median of the paired ratios: time of the serial design in the same mode over this one's.
+    /// Median of the paired ratios: time of the serial design in the same mode, as it is the faster (its serial schedule, or its
+    /// planner's choice), over this one's.
     pub speedup_over_saf: Spread,
 }
 
@@ -252,7 +277,7 @@ impl Report {
                 [
                     shape_name(case.batch, case.seq_len, case.packed),
                     v.design.clone(),
-                    v.schedule.clone(),
+                    v.schedule_name(),
                     v.mode.clone(),
                     format!("{:.3} ± {:.3}", v.median_us.median / 1e3, v.median_us.half_width() / 1e3),
                     significant(v.tflops),
@@ -268,23 +293,26 @@ impl Report {
         table(COLUMNS, self.cells())
     }
 
-    /// The table in Markdown.
+    /// The table in Markdown, and under it, where the planner chose, what.
     pub fn markdown(&self) -> String {
-        markdown(COLUMNS, self.cells())
+        let picks = self.picks();
+        let lead = if picks.is_empty() { "" } else { "\n" };
+        let lines: String = picks.iter().map(|line| format!("- {line}\n")).collect();
+        markdown(COLUMNS, self.cells()) + lead + &lines
     }
 
     /// One line of CSV a variant, medians in µs, with a header.
     pub fn csv(&self) -> String {
         let mut text = String::from(
             "batch,seq_len,design,schedule,mode,samples,median_us,low_us,high_us,tflops,roofline_share,\
-             speedup_over_saf,speedup_low,speedup_high\n",
+             speedup_over_saf,speedup_low,speedup_high,plan\n",
         );
         for case in &self.cases {
             for v in &case.variants {
                 let (time, ratio) = (v.median_us, v.speedup_over_saf);
                 let share = v.roofline_share.map_or_else(String::new, |share| share.to_string());
                 text += &format!(
-                    "{},{},{},{},{},{},{},{},{},{},{share},{},{},{}\n",
+                    "{},{},{},{},{},{},{},{},{},{},{share},{},{},{},{}\n",
                     case.batch,
                     case.seq_len,
                     v.design,
@@ -297,7 +325,8 @@ impl Report {
                     v.tflops,
                     ratio.median,
                     ratio.low,
-                    ratio.high
+                    ratio.high,
+                    v.plan.as_deref().unwrap_or_default()
                 );
             }
         }

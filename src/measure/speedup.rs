@@ -1,6 +1,8 @@
-//! The comparison itself: SAF, PAF serial, PAF two-stream, on the same weights, verified, then timed in turn.
+//! The comparison itself: SAF and PAF in every schedule, on the same weights, verified, then timed in turn.
 
-use super::backend::{Backend, Cpu, ORACLE_LAYERS};
+use std::time::Duration;
+
+use super::backend::{Backend, Cpu, ORACLE_LAYERS, Plan};
 use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
 use super::statistics::{Median, paired_ratio};
@@ -29,27 +31,63 @@ impl Mode {
     }
 }
 
+/// A schedule, or the planner's choice for the shape at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// This one, the variants of its kernels being estimated.
+    Fixed(Schedule),
+    /// The fastest, with the fastest variants, as a measurement before the comparison finds them.
+    Auto,
+}
+
+impl Choice {
+    /// The schedule's name, or `auto`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fixed(schedule) => schedule.name(),
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl std::str::FromStr for Choice {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == Self::Auto.name() {
+            return Ok(Self::Auto);
+        }
+        text.parse().map(Self::Fixed).map_err(|_| Error::InvalidConfig {
+            field: "schedule",
+            got: format!("{text:?}"),
+            expected: format!("{} or auto", Schedule::ALL.map(Schedule::name).join(" or ")),
+        })
+    }
+}
+
 /// One way to run the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Variant {
+pub(super) struct Variant {
     /// How attention and FFN are composed.
-    pub design: Design,
-    /// In what order, on which streams.
-    pub schedule: Schedule,
+    pub(super) design: Design,
+    /// In what order, on which streams, by which variants of kernels.
+    pub(super) plan: Plan,
+    /// Who has chosen that.
+    pub(super) choice: Choice,
     /// Eager or graph.
-    pub mode: Mode,
+    pub(super) mode: Mode,
 }
 
 impl Variant {
     /// Whether the result is the same to the last bit.
     pub(super) fn agrees_bitwise(&self, other: &Self) -> bool {
-        self.design == other.design && self.schedule.agrees_bitwise(other.schedule)
+        self.design == other.design && self.plan.agrees_bitwise(&other.plan)
     }
 }
 
 impl std::fmt::Display for Variant {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.design, self.schedule, self.mode.name())
+        write!(f, "{} {} {}", self.design, self.plan, self.mode.name())
     }
 }
 
@@ -72,8 +110,8 @@ pub struct Experiment {
     pub config: EncoderConfig,
     /// Whether the model has rotary embeddings that `config` leaves out, for the report.
     pub rotary_left_out: bool,
-    /// Schedules of the parallel design; none: all that the engine has.
-    pub schedules: Vec<Schedule>,
+    /// Schedules of the parallel design; none: all that the engine has. With `auto` the serial design gets its own choice, too.
+    pub schedules: Vec<Choice>,
     /// Modes; those that the engine does not have are left out.
     pub modes: Vec<Mode>,
     /// Batch shapes.
@@ -94,6 +132,8 @@ pub enum Step {
         /// All layers.
         of: usize,
     },
+    /// The planner measures a shape.
+    Plan,
     /// A shape is checked against the oracle.
     Verify,
     /// A round of a shape has been sampled.
@@ -123,19 +163,49 @@ fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
     Ok((BatchShape::packed(lengths)?, name))
 }
 
+/// Samples that the others of that mode are compared with. SAF gets what PAF gets: its planner's choice, where that is faster than
+/// the estimate. `None` if a time is not a number.
+fn baseline<'a>(variants: &[(Variant, EncoderConfig)], samples: &'a [Vec<f64>], mode: Mode) -> Option<&'a [f64]> {
+    let of_saf =
+        variants.iter().zip(samples).filter(|((variant, _), _)| !variant.design.is_parallel() && variant.mode == mode);
+    let medians: Option<Vec<_>> =
+        of_saf.map(|(_, samples)| Some((samples.as_slice(), Median::of(samples)?.value))).collect();
+    medians?.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|(samples, _)| samples)
+}
+
+/// Most time to plan a design on a shape.
+const PLAN_BUDGET: Duration = Duration::from_secs(2);
+
 impl Experiment {
-    fn variants(&self, modes: &[Mode], schedules: &[Schedule]) -> Vec<(Variant, EncoderConfig)> {
+    /// SAF, then PAF, in every mode and schedule; what the planner chooses for each design on this shape among them.
+    fn variants(
+        &self,
+        backend: &dyn Backend,
+        choices: &[Choice],
+        shape: &BatchShape,
+    ) -> Result<Vec<(Variant, EncoderConfig)>> {
         let parallel = self.config.layer.design;
-        let mut variants = Vec::new();
-        for &mode in self.modes.iter().filter(|mode| modes.contains(mode)) {
-            let serial = (parallel.serial(), Schedule::Serial);
-            for (design, schedule) in
-                std::iter::once(serial).chain(schedules.iter().map(|&schedule| (parallel, schedule)))
-            {
-                variants.push((Variant { design, schedule, mode }, self.config.with_design(design)));
-            }
+        let is_auto = |&&choice: &&Choice| choice == Choice::Auto;
+        let of_serial = [Choice::Fixed(Schedule::Serial)].into_iter().chain(choices.iter().find(is_auto).copied());
+        let ways = of_serial.map(|choice| (parallel.serial(), choice));
+        let ways = ways.chain(choices.iter().map(|&choice| (parallel, choice)));
+        let mut planned = Vec::new();
+        for (design, choice) in ways {
+            let config = self.config.with_design(design);
+            let plan = match choice {
+                Choice::Fixed(schedule) => schedule.into(),
+                Choice::Auto => backend.plan(&config, shape, self.effort.budget.min(PLAN_BUDGET))?,
+            };
+            planned.push((design, choice, plan, config));
         }
-        variants
+        let modes = self.modes.iter().filter(|mode| backend.modes().contains(mode));
+        let of_mode = |&mode| {
+            let variant = move |(design, choice, plan, config): &(_, _, _, EncoderConfig)| {
+                (Variant { design: *design, plan: *plan, choice: *choice, mode }, config.clone())
+            };
+            planned.iter().map(variant).collect::<Vec<_>>()
+        };
+        Ok(modes.flat_map(of_mode).collect())
     }
 
     /// Makes the weights, verifies, measures. `on_step` hears what goes on, with the shape's index.
@@ -160,9 +230,8 @@ impl Experiment {
                 Box::new(super::backend::Gpu::new(device, &self.config, *dtype, self.seed, &mut on_layer)?)
             }
         };
-        let schedules = if self.schedules.is_empty() { backend.schedules() } else { &self.schedules };
-        let variants = self.variants(backend.modes(), schedules);
-        if variants.is_empty() {
+        let choices = if self.schedules.is_empty() { backend.choices() } else { self.schedules.clone() };
+        if !self.modes.iter().any(|mode| backend.modes().contains(mode)) {
             return Err(Error::Unsupported {
                 what: format!("mode {} on the {} engine", self.modes[0].name(), backend.name()),
                 remedy: "use mode eager".into(),
@@ -172,29 +241,19 @@ impl Experiment {
         let run = Run::begin(report::SCHEMA, backend.machine());
         let mut cases = Vec::new();
         for (i, shape) in self.shapes.iter().enumerate() {
+            on_step(i, Step::Plan);
+            let variants = self.variants(&*backend, &choices, shape)?;
             on_step(i, Step::Verify);
             cases.push(self.case(&*backend, &variants, &ceilings, shape, &mut |round| on_step(i, Step::Round(round)))?);
         }
-        let layer = &self.config.layer;
         Ok(Report {
             run,
             backend: backend.name().into(),
             model: self.model.clone(),
             dtype: backend.element_type().into(),
-            config: report::Config {
-                num_hidden_layers: self.config.num_hidden_layers,
-                hidden_size: layer.hidden_size,
-                num_attention_heads: layer.num_attention_heads,
-                num_key_value_heads: Some(layer.num_key_value_heads),
-                head_dim: layer.head_dim,
-                intermediate_size: layer.intermediate_size,
-                hidden_act: layer.hidden_act.name().into(),
-                causal: layer.causal,
-                rotary_dim: layer.rotary.map(|rotary| rotary.dim),
-                rotary_left_out: self.rotary_left_out,
-            },
+            config: report::Config::of(&self.config, self.rotary_left_out),
             seed: self.seed,
-            method: self.method(backend.name()),
+            method: self.method(backend.name(), choices.contains(&Choice::Auto)),
             ceilings: report::Ceilings {
                 flops_per_s: ceilings.flops_per_s,
                 bytes_per_s: ceilings.bytes_per_s,
@@ -218,9 +277,9 @@ impl Experiment {
             if variants[..i].iter().any(|(other, _)| other.agrees_bitwise(variant)) {
                 continue;
             }
-            let found = backend.check_against_oracle(config, variant.schedule, &some)?;
+            let found = backend.check_against_oracle(config, variant.plan, &some)?;
             verified.push(Verified {
-                what: format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.schedule),
+                what: format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
                 max_error: found.max_error,
                 bound: found.bound,
                 relative_l2: found.relative_l2,
@@ -236,14 +295,13 @@ impl Experiment {
         let no_samples = || Error::Verification("a time is not a number".into());
         let mut rows = Vec::new();
         for ((variant, _), own) in variants.iter().zip(&samples) {
-            let is_baseline =
-                |(other, _): &(Variant, EncoderConfig)| !other.design.is_parallel() && other.mode == variant.mode;
-            let baseline = variants.iter().position(is_baseline).expect("every mode has its serial design");
+            let baseline = baseline(variants, &samples, variant.mode).ok_or_else(no_samples)?;
+            let ratio = paired_ratio(baseline, own).ok_or_else(no_samples)?;
             let median = Median::of(own).ok_or_else(no_samples)?;
-            let ratio = paired_ratio(&samples[baseline], own).ok_or_else(no_samples)?;
             rows.push(report::Variant {
                 design: variant.design.name().into(),
-                schedule: variant.schedule.name().into(),
+                schedule: variant.choice.name().into(),
+                plan: (variant.choice == Choice::Auto).then(|| variant.plan.to_string()),
                 mode: variant.mode.name().into(),
                 samples_us: own.clone(),
                 median_us: median.into(),
@@ -267,21 +325,67 @@ impl Experiment {
         })
     }
 
-    fn method(&self, backend: &str) -> String {
+    fn method(&self, backend: &str, plans: bool) -> String {
         let sample = match backend {
             "cuda" => "device time between events on the caller's stream around one forward call or graph launch",
             _ => "wall time of one forward call",
         };
+        let plan_s = self.effort.budget.min(PLAN_BUDGET).as_secs_f64();
+        let [planned, baseline] = match plans {
+            false => [String::new(), String::new()],
+            true => [
+                format!(
+                    " What the planner chooses (auto) for a design on a shape it measures beforehand, for {plan_s:.1} s, kernels \
+                     and schedules."
+                ),
+                " SAF's time is its serial schedule's, or its auto row's where that has the lower median.".to_owned(),
+            ],
+        };
         format!(
-            "Random weights, distinct in every layer. Before timing: the first {ORACLE_LAYERS} layers against an f64 \
+            "Random weights, distinct in every layer.{planned} Before timing: the first {ORACLE_LAYERS} layers against an f64 \
              oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants with the same kernels agree \
              bitwise and all outputs are finite. A sample is the {sample}; variants alternate within each round, beginning \
              with another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics \
-             of the median. Ratios: median of the rounds' ratios.",
+             of the median. Ratios: median of the rounds' ratios.{baseline}",
             self.effort.warm_up_rounds,
             self.effort.min_rounds,
             self.effort.max_rounds,
             self.effort.budget.as_secs_f64()
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_read_back() {
+        for choice in Schedule::ALL.map(Choice::Fixed).into_iter().chain([Choice::Auto]) {
+            assert_eq!(choice.name().parse::<Choice>().unwrap(), choice);
+        }
+        let error = "fastest".parse::<Choice>().unwrap_err().to_string();
+        assert!(error.contains("\"fastest\"") && error.contains("hybrid or auto"), "{error}");
+    }
+
+    #[test]
+    fn the_faster_saf_of_a_mode_is_what_others_are_compared_with() {
+        let config = crate::config::preset("minilm-l6").unwrap().config;
+        let variant = |design, choice, mode| {
+            (Variant { design, plan: Schedule::Serial.into(), choice, mode }, config.with_design(design))
+        };
+        let (fixed, saf, paf) = (Choice::Fixed(Schedule::Serial), Design::SafPostNorm, Design::PafPostNorm);
+        let variants = [
+            variant(saf, fixed, Mode::Eager),
+            variant(saf, fixed, Mode::Graph),
+            variant(saf, Choice::Auto, Mode::Eager),
+            variant(saf, Choice::Auto, Mode::Graph),
+            variant(paf, fixed, Mode::Graph),
+        ];
+        let samples: Vec<Vec<f64>> = [9.0, 5.0, 8.0, 6.0, 1.0].map(|us| vec![us; 3]).to_vec();
+        assert_eq!(baseline(&variants, &samples, Mode::Eager), Some(&[8.0; 3][..]));
+        assert_eq!(baseline(&variants, &samples, Mode::Graph), Some(&[5.0; 3][..]));
+        assert_eq!(baseline(&variants[4..], &samples[4..], Mode::Graph), None);
+        assert_eq!(baseline(&variants, &vec![vec![f64::NAN]; 5], Mode::Graph), None);
     }
 }

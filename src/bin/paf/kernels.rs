@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -13,7 +12,8 @@ use paf_cuda::measure::gemm;
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{Dtype, Error};
 
-use super::output::{Sink, note, print, progress};
+use super::options;
+use super::output::{Sink, note, print, progress, write_result};
 use super::select::DeviceArguments;
 
 #[derive(Debug, Subcommand)]
@@ -113,11 +113,7 @@ fn list(arguments: &List) -> Result<()> {
 
 /// For `seconds` a case.
 fn effort(seconds: f64) -> Result<Effort> {
-    if !(seconds > 0.0 && seconds <= 3600.0) {
-        let (got, expected) = (seconds.to_string(), "a number up to 3600".into());
-        return Err(Error::InvalidConfig { field: "seconds", got, expected }.into());
-    }
-    let budget = Duration::from_secs_f64(seconds);
+    let budget = options::seconds(seconds)?;
     Ok(Effort { min_rounds: 7, max_rounds: 101, budget, ..Effort::default() })
 }
 
@@ -125,21 +121,6 @@ fn effort(seconds: f64) -> Result<Effort> {
 fn variants<V: FromStr<Err = Error>>(names: &[String]) -> Result<(Vec<V>, bool)> {
     let (all, named): (Vec<_>, Vec<_>) = names.iter().partition(|&name| name == "all");
     Ok((named.into_iter().map(|name| name.parse()).collect::<Result<_, _>>()?, !all.is_empty()))
-}
-
-/// The tables on stdout, or on stderr where stdout carries the data.
-fn write(sink: Option<Sink>, text: &str, json: &str) -> Result<()> {
-    match sink {
-        Some(sink) => {
-            if sink.is_stdout() {
-                note(text);
-            } else {
-                print(text)?;
-            }
-            sink.write(json)
-        }
-        None => print(text),
-    }
 }
 
 fn gemm(arguments: &Gemm) -> Result<()> {
@@ -168,7 +149,7 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     }
     let text =
         report.table() + "\nTime of cuBLASLt / ours: geometric means over the planned variants\n" + &report.markdown();
-    write(sink, &text, &report.json())
+    write_result(sink, &text, &report.json())
 }
 
 fn attention(arguments: &Attention) -> Result<()> {
@@ -196,5 +177,5 @@ fn attention(arguments: &Attention) -> Result<()> {
     })?;
     bar.finish_and_clear();
     let text = report.table() + "\nTime of PyTorch's back ends / ours\n" + &report.markdown();
-    write(sink, &text, &report.json())
+    write_result(sink, &text, &report.json())
 }

@@ -7,7 +7,10 @@ mod doctor;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod models;
+mod options;
 mod output;
+#[cfg(feature = "cuda")]
+mod plan;
 mod report;
 mod select;
 mod speedup;
@@ -33,6 +36,9 @@ enum Command {
     Speedup(Box<speedup::Arguments>),
     /// Check every kernel and layer against the f64 oracle.
     Verify(verify::Arguments),
+    /// Find the fastest schedule, and variants of its kernels, for each batch shape, by measuring.
+    #[cfg(feature = "cuda")]
+    Plan(Box<plan::Arguments>),
     /// Measure one kernel family beside what others offer.
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
@@ -49,6 +55,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Speedup(arguments) => speedup::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        #[cfg(feature = "cuda")]
+        Command::Plan(arguments) => plan::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
         Command::Doctor => doctor::run(),

@@ -54,6 +54,22 @@ impl Sink {
     }
 }
 
+/// The tables on stdout, or on stderr where stdout carries the data.
+#[cfg(feature = "cuda")]
+pub fn write_result(sink: Option<Sink>, text: &str, json: &str) -> Result<()> {
+    match sink {
+        Some(sink) => {
+            if sink.is_stdout() {
+                note(text.trim_end());
+            } else {
+                print(text)?;
+            }
+            sink.write(json)
+        }
+        None => print(text),
+    }
+}
+
 /// Progress on stderr, if that is a terminal.
 pub fn progress(len: usize) -> ProgressBar {
     if !std::io::stderr().is_terminal() {

@@ -61,10 +61,8 @@ impl Sm80Attention {
         Ok(ATTENTION_TILES[index.ok_or_else(|| unsupported_head_dim(head_dim))?].rows())
     }
 
-    /// # Safety
-    /// As [`super::launch`]; `attention` has been checked.
-    pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
-        let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, .. } = attention;
+    /// The kernel for heads of that width with so many query rows a block.
+    pub(super) fn function(&self, head_dim: usize, rows: usize) -> Result<&Function> {
         let known = || tiles(head_dim).map(AttentionTile::rows);
         if tiles(head_dim).next().is_none() {
             return Err(unsupported_head_dim(head_dim));
@@ -72,10 +70,17 @@ impl Sm80Attention {
         let index = ATTENTION_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
         let index = index.ok_or_else(|| no_such_rows(rows, head_dim, known()))?;
         let tile = &ATTENTION_TILES[index];
-        let function = self.functions[index].as_ref().ok_or_else(|| Error::Unsupported {
+        self.functions[index].as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("attention with {rows} query rows a block ({} bytes of shared memory)", tile.shared_bytes()),
             remedy: format!("choose fewer for this device, of {:?}", known().collect::<Vec<_>>()),
-        })?;
+        })
+    }
+
+    /// # Safety
+    /// As [`super::launch`]; `attention` has been checked.
+    pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
+        let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, .. } = attention;
+        let function = self.function(head_dim, rows)?;
         let parameters = Params {
             qkv: qkv.pointer,
             out: out.pointer,

@@ -70,8 +70,7 @@ impl Sm90Attention {
     /// As [`super::launch`]; `attention` has been checked.
     pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
         let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, overlap, .. } = attention;
-        let index = ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
-        let index = index.ok_or_else(|| no_such_rows(rows, head_dim, tiles(head_dim)))?;
+        let index = tile(head_dim, rows)?;
         let tile = &ATTENTION_SM90_TILES[index];
         let device = stream.device();
         let map = |rows| TensorMap::new(device, self.dtype, &qkv, (tile.chunk(), rows));
@@ -140,6 +139,12 @@ fn fills_by_half(tiles: usize, device: &Device) -> bool {
 /// Shared memory of a block of which no two find room on a multiprocessor.
 fn apart_bytes(tile: &Sm90AttentionTile) -> u32 {
     tile.shared_bytes().max(plan::SM90_TWO_BLOCKS_BYTES as u32 + 512)
+}
+
+/// The row of [`ATTENTION_SM90_TILES`] for heads of that width with so many query rows.
+pub(super) fn tile(head_dim: usize, rows: usize) -> Result<usize> {
+    let index = ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
+    index.ok_or_else(|| no_such_rows(rows, head_dim, tiles(head_dim)))
 }
 
 /// Query rows of the tiles for a head width, most first; none where there is no kernel for it.

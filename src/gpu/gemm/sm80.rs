@@ -66,15 +66,21 @@ impl Sm80Gemm {
         self.functions[tile].is_some()
     }
 
+    /// The kernels of one tile, for one pair and for two.
+    pub(super) fn functions_of(&self, tile: usize) -> Result<&[Function; 2]> {
+        let functions = self.functions.get(tile).ok_or_else(|| super::no_such_tile(tile))?.as_ref();
+        let tile = &GEMM_SM80_TILES[tile];
+        functions.ok_or_else(|| Error::Unsupported {
+            what: format!("GEMM tile {} ({} bytes of shared memory)", tile.name, tile.shared_bytes()),
+            remedy: "choose a smaller tile for this device".into(),
+        })
+    }
+
     /// # Safety
     /// As [`super::launch`]; `gemm` has been checked.
     pub(super) unsafe fn launch(&self, stream: &Stream, gemm: &Gemm, tile: usize) -> Result<()> {
-        let functions = self.functions.get(tile).ok_or_else(|| super::no_such_tile(tile))?.as_ref();
+        let functions = self.functions_of(tile)?;
         let tile = &GEMM_SM80_TILES[tile];
-        let functions = functions.ok_or_else(|| Error::Unsupported {
-            what: format!("GEMM tile {} ({} bytes of shared memory)", tile.name, tile.shared_bytes()),
-            remedy: "choose a smaller tile for this device".into(),
-        })?;
         let nothing = Matrix { pointer: 0, rows: 0, cols: 0, stride: 0 };
         let (a2, w2) = gemm.second.unwrap_or((nothing, nothing));
         let ((m, n), (activation, activation_from, residual)) = (gemm.shape(), gemm.epilogue());

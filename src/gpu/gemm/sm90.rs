@@ -24,7 +24,7 @@ pub(in crate::gpu) struct Sm90Gemm {
 }
 
 /// M, N, steps along K.
-pub(super) type Shape = (usize, usize, usize);
+pub(in crate::gpu) type Shape = (usize, usize, usize);
 
 /// Choices that are kept; a caller with more shapes than that has them estimated again.
 const MAX_PLANS: usize = 4096;
@@ -111,6 +111,30 @@ impl Sm90Gemm {
         *plans.entry((shape, limits)).or_insert_with(|| plan::gemm_sm90(m, n, steps, limits, &self.room))
     }
 
+    /// All that is worth considering, what is estimated to be fast first.
+    pub(super) fn ranked(&self, (m, n, steps): Shape, limits: Limits) -> Vec<GemmVariant> {
+        plan::ranked_gemm_sm90(m, n, steps, limits, &self.room)
+    }
+
+    /// The tile of a variant, if that can do so many steps along each pair's K, with tiles that meet at column `edge`.
+    pub(super) fn check(
+        &self,
+        tile: usize,
+        cluster: Cluster,
+        stages: usize,
+        steps: [usize; 2],
+        edge: usize,
+    ) -> Result<&'static Sm90GemmTile> {
+        let tile = GEMM_SM90_TILES.get(tile).ok_or_else(|| super::no_such_tile(tile))?;
+        check(tile, cluster, stages, steps, self.room.shared_bytes)?;
+        let width = tile.n * cluster.shared().0;
+        if !edge.is_multiple_of(width) {
+            let expected = format!("a multiple of the {width} columns of the variant's tiles");
+            return Err(Error::mismatch("gemm", "first column of the second A", edge, expected));
+        }
+        Ok(tile)
+    }
+
     /// # Safety
     /// As [`super::launch`]; `gemm` has been checked.
     pub(super) unsafe fn launch(
@@ -122,9 +146,8 @@ impl Sm90Gemm {
         cluster: Cluster,
         stages: usize,
     ) -> Result<()> {
-        let tile = GEMM_SM90_TILES.get(tile_index).ok_or_else(|| super::no_such_tile(tile_index))?;
         let steps = gemm.steps();
-        check(tile, cluster, stages, steps, self.room.shared_bytes)?;
+        let tile = self.check(tile_index, cluster, stages, steps, gemm.beside.map_or(0, |(_, column)| column))?;
         if (cluster.parts() > 1) != (gemm.sums != 0) {
             let got = if gemm.sums != 0 { "given" } else { "absent" };
             return Err(Error::mismatch(
@@ -172,12 +195,7 @@ impl Sm90Gemm {
             parameters.a[1] = map(a2, a_box)?;
             parameters.w[1] = map(w2, w_box)?;
         }
-        if let Some((a2, column)) = &gemm.beside {
-            let width = tile.n * cluster_n;
-            if !column.is_multiple_of(width) {
-                let expected = format!("a multiple of the {width} columns of the variant's tiles");
-                return Err(Error::mismatch("gemm", "first column of the second A", column, expected));
-            }
+        if let Some((a2, _)) = &gemm.beside {
             parameters.a[1] = map(a2, a_box)?;
         }
         // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums

@@ -79,9 +79,10 @@ impl Cluster {
 impl fmt::Display for GemmVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Sm80 { tile } => write!(f, "sm80:{}", GEMM_SM80_TILES[*tile].name),
+            // A number that is none can get here in the error message that says so.
+            Self::Sm80 { tile } => write!(f, "sm80:{}", GEMM_SM80_TILES.get(*tile).map_or("?", |tile| tile.name)),
             Self::Sm90 { tile, cluster, stages } => {
-                let tile = GEMM_SM90_TILES[*tile].name;
+                let tile = GEMM_SM90_TILES.get(*tile).map_or("?", |tile| tile.name);
                 match cluster {
                     Cluster::Share { n, m } => write!(f, "sm90:{tile}:share{n}x{m}:stages{stages}"),
                     Cluster::Split(split) => write!(f, "sm90:{tile}:split{split}:stages{stages}"),
@@ -147,6 +148,7 @@ mod tests {
         for name in names {
             assert_eq!(name.parse::<GemmVariant>().unwrap().to_string(), name);
         }
+        assert_eq!(GemmVariant::Sm80 { tile: 99 }.to_string(), "sm80:?");
         for bad in ["", "sm80:7x7", "sm90:256x128", "sm90:256x128:share2:stages4", "sm90:256x128:split:stages4"] {
             assert!(bad.parse::<GemmVariant>().unwrap_err().to_string().contains("256x128"), "{bad}");
         }

@@ -11,6 +11,7 @@ use crate::measure::report::{Case, Report, Spread, Variant};
 
 fn variant(design: &str, schedule: &str, mode: &str, [low, median, high]: [f64; 3]) -> Variant {
     Variant {
+        plan: None,
         design: design.into(),
         schedule: schedule.into(),
         mode: mode.into(),

@@ -7,7 +7,7 @@ use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, R
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Stream, Tensor};
+use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Plan, Stream, Tensor};
 use crate::verify::{Case, Comparison, Layout, compare, poison_padding, widen};
 use crate::weights::{LayerWeights, random_layers};
 
@@ -73,7 +73,7 @@ fn case(device: &Device, dtype: Dtype, layer: &LayerConfig, schedule: Schedule, 
     })
 }
 
-/// The stack of `config` on the device against the oracle, on random activations. `layers` are the weights as the device
+/// The stack of `config` on the device, run by `plan`, against the oracle, on random activations. `layers` are the weights as the device
 /// holds them: rounded.
 ///
 /// # Errors
@@ -82,7 +82,7 @@ pub fn stack(
     weights: &Arc<EncoderWeights>,
     layers: &[LayerWeights],
     config: &EncoderConfig,
-    schedule: Schedule,
+    plan: impl Into<Plan>,
     graph: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
@@ -96,10 +96,10 @@ pub fn stack(
     let mut workspace = encoder.workspace(&batch)?;
     workspace.poison()?;
     if graph {
-        let graph = encoder.capture(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
+        let graph = encoder.capture(&stream, plan, &batch, &x_device, &mut y, &mut workspace)?;
         graph.launch(&stream)?;
     } else {
-        encoder.forward(&stream, schedule, &batch, &x_device, &mut y, &mut workspace)?;
+        encoder.forward(&stream, plan, &batch, &x_device, &mut y, &mut workspace)?;
     }
     let got = y.to_host()?;
     let x = widen(&x);

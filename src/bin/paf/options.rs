@@ -1,0 +1,167 @@
+//! Options that several commands have: what the layers are, what the batches are, how long to measure.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use paf_cuda::config::{Rotary, preset};
+use paf_cuda::{BatchShape, Design, EncoderConfig, Error, LayerConfig};
+
+/// The layers.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// A model's dimensions, by name (`paf models` lists them); roberta-large if no dimensions are given.
+    #[arg(long, conflicts_with_all = ["hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size", "head_dim"])]
+    model: Option<String>,
+    #[arg(long, requires_all = ["num_attention_heads", "intermediate_size"])]
+    hidden_size: Option<usize>,
+    #[arg(long, requires = "hidden_size")]
+    num_attention_heads: Option<usize>,
+    /// Key and value heads, if they are fewer: a divisor of num_attention_heads.
+    #[arg(long, requires = "hidden_size")]
+    num_key_value_heads: Option<usize>,
+    #[arg(long, requires = "hidden_size")]
+    intermediate_size: Option<usize>,
+    /// Width of a head, if it is not hidden_size / num_attention_heads.
+    #[arg(long, requires = "hidden_size")]
+    head_dim: Option<usize>,
+    /// Where the norms are [default: as in the model]
+    #[arg(long, value_enum)]
+    design: Option<Norms>,
+    /// Let a position attend only to itself and earlier ones, also where the model does not.
+    #[arg(long)]
+    causal: bool,
+    /// Rotate so many dimensions of each query and key head.
+    #[arg(long, requires = "hidden_size")]
+    rotary_dim: Option<usize>,
+    /// Base of the rotary angles.
+    #[arg(long, requires = "rotary_dim", default_value_t = 10_000.0)]
+    rotary_base: f32,
+    /// Rotate neighbouring dimensions, as GPT-J does, instead of those half of rotary_dim apart.
+    #[arg(long, requires = "rotary_dim")]
+    rotary_interleaved: bool,
+    /// Leave out a model's rotary embeddings, to see what they cost.
+    #[arg(long, conflicts_with = "rotary_dim")]
+    without_rotary: bool,
+    /// Number of layers [default: the model's; on the CPU 4]
+    #[arg(long)]
+    layers: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Norms {
+    /// After the residual sum.
+    Post,
+    /// One, before both branches.
+    Pre,
+    /// One before each branch.
+    PreTwo,
+}
+
+/// What the layers are, in the parallel design.
+pub struct Model {
+    /// The preset, if it is one.
+    pub name: Option<String>,
+    pub config: EncoderConfig,
+    /// Whether the preset has rotary embeddings that were left out.
+    pub rotary_left_out: bool,
+}
+
+/// Layers on the CPU if none are asked for: three variants of 1 × 512 then take seconds, not minutes, on two cores.
+const CPU_LAYERS: usize = 4;
+
+impl ModelArguments {
+    pub fn model(&self, cpu: bool) -> Result<Model> {
+        let mut name = None;
+        let mut config = match (self.hidden_size, self.num_attention_heads, self.intermediate_size) {
+            (Some(hidden_size), Some(heads), Some(intermediate_size)) => {
+                let mut layer = match self.head_dim {
+                    None => LayerConfig::new(hidden_size, heads, intermediate_size)?,
+                    // The default division need not work out: any valid one is the start.
+                    Some(head_dim) => {
+                        let any = LayerConfig::new(hidden_size, 1, intermediate_size)?;
+                        LayerConfig { num_attention_heads: heads, num_key_value_heads: heads, head_dim, ..any }
+                    }
+                };
+                layer.num_key_value_heads = self.num_key_value_heads.unwrap_or(heads);
+                let (base, interleaved) = (self.rotary_base, self.rotary_interleaved);
+                layer.rotary = self.rotary_dim.map(|dim| Rotary { dim, base, interleaved });
+                layer.causal = self.causal;
+                layer.validate()?;
+                EncoderConfig { layer, num_hidden_layers: 24 }
+            }
+            _ => {
+                let preset = preset(self.model.as_deref().unwrap_or("roberta-large"))?;
+                name = Some(preset.name.to_owned());
+                preset.config
+            }
+        };
+        let layer = &mut config.layer;
+        layer.causal |= self.causal;
+        layer.design = match self.design {
+            Some(Norms::Post) => Design::PafPostNorm,
+            Some(Norms::Pre) => Design::PafPreNorm,
+            Some(Norms::PreTwo) => Design::PafPreNormTwo,
+            None => layer.design.parallel(),
+        };
+        let rotary_left_out = self.without_rotary && layer.rotary.take().is_some();
+        config.num_hidden_layers = match self.layers {
+            Some(layers) => layers,
+            None if cpu => CPU_LAYERS.min(config.num_hidden_layers),
+            None => config.num_hidden_layers,
+        };
+        config.validate()?;
+        Ok(Model { name, config, rotary_left_out })
+    }
+}
+
+/// The batches. Which there are if none is asked for depends on the command.
+#[derive(Debug, Args)]
+pub struct ShapeArguments {
+    /// Batch sizes [default: 1,8; on the CPU 1; for `paf plan` 1, or 64 to 16384 tokens if nothing is asked for]
+    #[arg(long, value_delimiter = ',')]
+    batch: Vec<usize>,
+    /// Sequence lengths [default: 128,512; for `paf plan` 128]
+    #[arg(long, value_delimiter = ',')]
+    seq: Vec<usize>,
+    /// Valid tokens of each sequence of the batch; the rest is padding.
+    #[arg(long, value_delimiter = ',')]
+    lengths: Vec<usize>,
+    /// Sequences of these lengths, one after the other without padding, instead of --batch and --seq.
+    #[arg(long, value_delimiter = ',', conflicts_with_all = ["batch", "seq", "lengths"])]
+    packed: Vec<usize>,
+}
+
+impl ShapeArguments {
+    /// Whether nothing was asked for.
+    #[cfg(feature = "cuda")]
+    pub fn are_absent(&self) -> bool {
+        [&self.batch, &self.seq, &self.lengths, &self.packed].into_iter().all(Vec::is_empty)
+    }
+
+    /// Every batch size with every length; where they are not given, the defaults.
+    pub fn shapes(&self, default_batch: &[usize], default_seq: &[usize]) -> Result<Vec<BatchShape>> {
+        if !self.packed.is_empty() {
+            return Ok(vec![BatchShape::packed(self.packed.clone())?]);
+        }
+        let or = |given: &[usize], default: &[usize]| if given.is_empty() { default.to_vec() } else { given.to_vec() };
+        let mut shapes = Vec::new();
+        for batch in or(&self.batch, default_batch) {
+            for seq in or(&self.seq, default_seq) {
+                let shape = BatchShape::new(batch, seq)?;
+                let lengths = &self.lengths;
+                shapes.push(if lengths.is_empty() { shape } else { shape.with_lengths(lengths.clone())? });
+            }
+        }
+        Ok(shapes)
+    }
+}
+
+/// What `--seconds` may be.
+pub fn seconds(seconds: f64) -> Result<Duration> {
+    if !(seconds > 0.0 && seconds <= 3600.0) {
+        let (got, expected) = (seconds.to_string(), "a number up to 3600".into());
+        return Err(Error::InvalidConfig { field: "seconds", got, expected }.into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}

@@ -1,0 +1,234 @@
+//! What a plan may name: the products that a schedule launches, and the variants that are worth trying for each.
+
+use super::choice::{LayerProduct, Plan};
+use super::{Limits, MAX_ROWS_IN_PARTS};
+use crate::config::{Design, LayerConfig, Schedule};
+use crate::error::Result;
+use crate::gpu::attention::{self, Attention, AttentionVariant};
+use crate::gpu::batch::Batch;
+use crate::gpu::device::Device;
+use crate::gpu::gemm::{self, Meanwhile, Shape};
+use crate::gpu::kernel;
+use crate::gpu::launch::Kernels;
+use crate::gpu::memory::Matrix;
+use crate::gpu::tiles::GEMM_TILE_K;
+
+/// A product as a schedule launches it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Launched {
+    pub(super) product: LayerProduct,
+    /// (M, N).
+    pub(super) shape: (usize, usize),
+    /// Along K of one pair or two.
+    pub(super) steps: [usize; 2],
+    pub(super) limits: Limits,
+}
+
+impl Launched {
+    /// As the estimate takes it.
+    pub(super) fn estimated(&self) -> Shape {
+        (self.shape.0, self.shape.1, self.steps.iter().sum())
+    }
+}
+
+/// The products of a layer, in the order in which `schedule` launches them (schedule.rs is where it does). `two_inputs`: there is
+/// a kernel for the wide first product of two inputs. `meanwhile`: what a product beside attention leaves to that.
+pub(super) fn products(
+    config: &LayerConfig,
+    schedule: Schedule,
+    rows: usize,
+    two_inputs: bool,
+    meanwhile: Meanwhile,
+) -> Vec<Launched> {
+    let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
+    let launched = |product, n, k: [usize; 2], limits| Launched {
+        product,
+        shape: (rows, n),
+        steps: k.map(|k| k.div_ceil(GEMM_TILE_K)),
+        limits,
+    };
+    let free = Limits::default();
+    let first_qkv = launched(LayerProduct::Qkv, qkv, [h, 0], free);
+    let first_ffn = launched(LayerProduct::W1, f, [h, 0], free);
+    let beside_attention = Limits { meanwhile, ..free };
+    // Whose sums alone a join adds up may leave them in parts: what ends a wide schedule or a serial design's block.
+    let parts = |limits| Limits { parts: rows <= MAX_ROWS_IN_PARTS, ..limits };
+    let ends_block = if config.design.is_parallel() { free } else { parts(free) };
+    // Two norms are two inputs, at whose border tiles must meet.
+    let first = match (config.design == Design::PafPreNormTwo, two_inputs) {
+        (true, false) => vec![first_ffn, first_qkv],
+        (two, _) => {
+            let edge = if two { qkv } else { 0 };
+            vec![launched(LayerProduct::WideFirst, qkv + f, [h, 0], Limits { edge, ..free })]
+        }
+    };
+    match schedule {
+        Schedule::Serial | Schedule::TwoStream => {
+            let output = launched(LayerProduct::Wo, h, [q, 0], ends_block);
+            vec![first_qkv, output, first_ffn, launched(LayerProduct::W2, h, [f, 0], ends_block)]
+        }
+        Schedule::Fused => {
+            [first, vec![launched(LayerProduct::WideSecond, h, [f, q], parts(beside_attention))]].concat()
+        }
+        Schedule::Hybrid => {
+            let output = launched(LayerProduct::Wo, h, [q, 0], parts(free));
+            [first, vec![launched(LayerProduct::W2, h, [f, 0], beside_attention), output]].concat()
+        }
+    }
+}
+
+/// What candidates are made for.
+pub(super) struct Setting<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) device: &'a Device,
+    pub(super) config: &'a LayerConfig,
+    pub(super) batch: &'a Batch,
+}
+
+impl Setting<'_> {
+    /// The schedules that the design can have.
+    pub(super) fn schedules(&self) -> impl Iterator<Item = Schedule> {
+        let design = self.config.design;
+        Schedule::ALL.into_iter().filter(move |schedule| schedule.check(design).is_ok())
+    }
+
+    /// The plan's products.
+    pub(super) fn products(&self, plan: &Plan) -> Result<Vec<Launched>> {
+        let two_inputs = gemm::takes_two_inputs(self.kernels, self.config.qkv_size());
+        let attention = Attention { variant: plan.attention(), ..self.attention() };
+        let meanwhile = attention::takes(self.kernels, self.device, &attention)?;
+        Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, meanwhile))
+    }
+
+    /// Attention of the layer; there are no operands yet.
+    fn attention(&self) -> Attention {
+        let nothing = Matrix { pointer: 0, rows: 0, cols: 0, stride: 0 };
+        Attention::of_layer(self.config, self.batch, nothing, nothing)
+    }
+
+    /// The plan with each of the other ways to compute attention that the kernel in use has, products being left to the
+    /// estimate, which depends on what attention leaves free.
+    pub(super) fn other_attentions(&self, plan: &Plan) -> Result<Vec<Plan>> {
+        let planned = attention::planned(self.kernels, self.device, &self.attention())?;
+        let others = self.attentions(planned).filter(|&variant| variant != plan.attention().unwrap_or(planned));
+        Ok(others.map(|variant| Plan::from(plan.schedule()).with_attention(variant)).collect())
+    }
+
+    /// All ways of the kernel that the estimate has chosen.
+    fn attentions(&self, planned: AttentionVariant) -> impl Iterator<Item = AttentionVariant> {
+        let kernel = std::mem::discriminant(&planned);
+        let variants = kernel::attention_variants(self.device, self.config.head_dim);
+        variants.into_iter().filter(move |variant| std::mem::discriminant(variant) == kernel)
+    }
+
+    /// The plan with each of the `most` next best ways, by estimate, to compute a product of it.
+    pub(super) fn other_products(&self, plan: &Plan, launched: &Launched, most: usize) -> Result<Vec<Plan>> {
+        let ranked = gemm::ranked(self.kernels, self.device, launched.estimated(), launched.limits, most + 1)?;
+        let named = plan.product(launched.product);
+        let current = named.or(ranked.first().copied());
+        let others = ranked.into_iter().filter(|&variant| Some(variant) != current).take(most);
+        Ok(others.map(|variant| plan.with_product(launched.product, variant)).collect())
+    }
+
+    /// Whether this could be the planner's choice: everything that it names is a candidate, within the limits of its product.
+    pub(super) fn allows(&self, plan: &Plan) -> Result<bool> {
+        if plan.schedule().check(self.config.design).is_err() {
+            return Ok(false);
+        }
+        if let Some(variant) = plan.attention() {
+            let planned = attention::planned(self.kernels, self.device, &self.attention())?;
+            if !self.attentions(planned).any(|known| known == variant) {
+                return Ok(false);
+            }
+        }
+        let launched = self.products(plan)?;
+        for product in LayerProduct::ALL {
+            let Some(variant) = plan.product(product) else { continue };
+            let Some(launched) = launched.iter().find(|launched| launched.product == product) else {
+                return Ok(false);
+            };
+            let known = gemm::ranked(self.kernels, self.device, launched.estimated(), launched.limits, usize::MAX)?;
+            if !known.contains(&variant) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Loads what a plan needs, so that nothing has to be loaded amid its launches or a capture of them. An error if the design or
+/// the device cannot have it; limits that only make a plan slow are none.
+pub(in crate::gpu) fn prepare(
+    plan: &Plan,
+    kernels: &Kernels,
+    device: &Device,
+    config: &LayerConfig,
+    rows: usize,
+) -> Result<()> {
+    plan.schedule().check(config.design)?;
+    if plan.is_estimated() {
+        return Ok(());
+    }
+    if let Some(variant) = plan.attention() {
+        attention::prepare(kernels, device, config.head_dim, variant)?;
+    }
+    let two_inputs = gemm::takes_two_inputs(kernels, config.qkv_size());
+    for Launched { product, steps, limits, .. } in
+        products(config, plan.schedule(), rows, two_inputs, Meanwhile::default())
+    {
+        if let Some(variant) = plan.product(product) {
+            gemm::prepare(kernels, device, variant, steps, limits)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RoBERTa-large's layer in one design.
+    fn config(design: Design) -> LayerConfig {
+        LayerConfig { design, ..LayerConfig::new(1024, 16, 4096).unwrap() }
+    }
+
+    #[test]
+    fn products_have_their_schedules_shapes_and_limits() {
+        use LayerProduct::{Qkv, W1, W2, WideFirst, WideSecond, Wo};
+        let meanwhile = Meanwhile { spare_bytes: 117_760, multiprocessors: 3 };
+        let of = |design, schedule, rows, two_inputs| {
+            let all = products(&config(design), schedule, rows, two_inputs, meanwhile);
+            all.iter().map(|launched| (launched.product, launched.estimated(), launched.limits)).collect::<Vec<_>>()
+        };
+        let free = Limits::default();
+        let (parts, edge) = (Limits { parts: true, ..free }, Limits { edge: 3072, ..free });
+        let beside = Limits { meanwhile, ..free };
+        for (design, end) in [(Design::PafPreNormTwo, free), (Design::SafPreNorm, parts), (Design::SafPostNorm, parts)]
+        {
+            assert_eq!(
+                of(design, Schedule::Serial, 128, true),
+                [
+                    (Qkv, (128, 3072, 16), free),
+                    (Wo, (128, 1024, 16), end),
+                    (W1, (128, 4096, 16), free),
+                    (W2, (128, 1024, 64), end)
+                ]
+            );
+        }
+        // Too many rows for parts.
+        let all = of(Design::SafPostNorm, Schedule::Serial, MAX_ROWS_IN_PARTS + 1, true);
+        assert!(all.iter().all(|&(.., limits)| limits == free), "{all:?}");
+        let second = (WideSecond, (128, 1024, 80), Limits { parts: true, ..beside });
+        let two = Design::PafPreNormTwo;
+        assert_eq!(of(Design::PafPostNorm, Schedule::Fused, 128, true), [(WideFirst, (128, 7168, 16), free), second]);
+        assert_eq!(of(two, Schedule::Fused, 128, true), [(WideFirst, (128, 7168, 16), edge), second]);
+        assert_eq!(
+            of(two, Schedule::Fused, 128, false),
+            [(W1, (128, 4096, 16), free), (Qkv, (128, 3072, 16), free), second]
+        );
+        assert_eq!(
+            of(Design::PafPreNorm, Schedule::Hybrid, 128, false),
+            [(WideFirst, (128, 7168, 16), free), (W2, (128, 1024, 64), beside), (Wo, (128, 1024, 16), parts)]
+        );
+    }
+}
