@@ -210,19 +210,11 @@ fn tiles(header: &str) -> Result<String> {
                     "    Sm80GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, slices: {slices}, \
                      stages: {stages} }},"
                 )?,
-                ("Sm90GemmTile", [name, m, n, free, work, chunk, buffers]) => {
-                    let work = match *work {
-                        "TOGETHER" => "Together",
-                        "IN_TURN" => "InTurn",
-                        "ALONE" => "Alone",
-                        other => bail!("tiles.cuh: {table} has consumers that are {other}"),
-                    };
-                    writeln!(
-                        rows,
-                        "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, work: Consumers::{work}, \
-                         chunk: {chunk}, buffers: {buffers} }},"
-                    )?;
-                }
+                ("Sm90GemmTile", [name, m, n, free, work, chunk, buffers]) => writeln!(
+                    rows,
+                    "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, in_turn: {}, chunk: {chunk}, buffers: {buffers} }},",
+                    *work == "IN_TURN"
+                )?,
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,
                     "    AttentionTile {{ head_dim: {head_dim}, warps: {warps}, warp_rows: {warp_rows}, keys: {keys} }},"

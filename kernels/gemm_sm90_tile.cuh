@@ -33,9 +33,8 @@ struct GemmParams {
 enum class Free { M, N };
 
 // How consumer warpgroups share the work: each has its 64 rows of every tile; or two take turns, each with all rows of every
-// other tile, so that one finishes its tile while the other's products keep the tensor cores busy; or one has all rows alone, which
-// leaves registers to another kernel's block.
-enum class Consumers { TOGETHER, IN_TURN, ALONE };
+// other tile, so that one finishes its tile while the other's products keep the tensor cores busy.
+enum class Consumers { TOGETHER, IN_TURN };
 
 // CHUNK rows of C (columns, where N is free) are finished at a time, in BUFFERS buffers on their way out.
 template <typename Element_, int BM_, int BN_, Free FREE_, Consumers WORK_, int CHUNK_, int BUFFERS_>
@@ -45,23 +44,19 @@ struct GemmTile {
     static constexpr bool FREE_IS_M = FREE_ == Free::M;
     static constexpr int WIDTH = FREE_IS_M ? BM : BN;
     static constexpr int BK = GEMM_TILE_K, ROW_BYTES = BK * ELEMENT_BYTES;
-    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN, TOGETHER = WORK_ == Consumers::TOGETHER;
+    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN;
     static constexpr int PARTS = (FREE_IS_M ? BN : BM) / 64;  // of a tile, 64 rows each
-    static constexpr int CONSUMERS = TOGETHER ? PARTS : IN_TURN ? 2 : 1;  // warpgroups
-    static constexpr int OWN_PARTS = TOGETHER ? 1 : PARTS;                // of each
-    static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;               // of a stage
+    static constexpr int CONSUMERS = IN_TURN ? 2 : PARTS;     // warpgroups
+    static constexpr int OWN_PARTS = IN_TURN ? PARTS : 1;     // of each
+    static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;   // of a stage
     static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
-    // Alone, the producers' warpgroup is whole, so that it can hand over registers: those that it does not need let the block be
-    // launched with few enough to find its place beside another kernel's.
-    static constexpr bool ALONE = WORK_ == Consumers::ALONE;
-    static constexpr int THREADS = CONSUMERS * 128 + (ALONE ? 128 : 64);
-    static constexpr int PRODUCER_REGISTERS = 40, REGISTERS = 208;
+    static constexpr int THREADS = CONSUMERS * 128 + 64;
     static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
     static constexpr int STAGE_W = BN * ROW_BYTES, STAGE = (BM + BN) * ROW_BYTES;
     static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
     // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
     static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
-    static constexpr bool SPLITS = FREE_IS_M && TOGETHER;  // blocks of a cluster may share K
+    static constexpr bool SPLITS = FREE_IS_M && !IN_TURN;  // blocks of a cluster may share K
     static constexpr int UNITS = BM / 8;  // groups of eight tokens
     static constexpr int UNIT_BYTES = 8 * 64 * ELEMENT_BYTES;
     static constexpr int PART_BYTES = 8 * 64 * 4;  // of a unit's sums, of one warpgroup

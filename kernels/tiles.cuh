@@ -21,7 +21,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 // ---- GEMM on Hopper (gemm_sm90.cu) ------------------------------------------------------------------------------------
 //
 // Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
-// warpgroups share a tile, take turns with whole tiles, or one is alone; rows (columns, where N is free) of C that one finishes at a time,
+// warpgroups share a tile or take turns with whole tiles; rows (columns, where N is free) of C that one finishes at a time,
 // and in how many buffers. A stage is (M+N)·128 bytes, and as many as fit are used. `why` says N × M where it names shapes.
 //
 //     name       M    N  free consumers chunk buffers   why
@@ -31,7 +31,6 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
     X(128x192, 128, 192, N, TOGETHER, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */             \
     X(128x128t, 128, 128, M, IN_TURN, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */          \
     X(128x128, 128, 128, M, TOGETHER, 128, 1) /* one round of 128 tiles: each finishes half as much */                  \
-    X(128x128a, 128, 128, M, ALONE, 64, 1) /* beside attention's block: half the registers, three stages in half the memory */ \
     X(128x96, 128, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 3072 × 512 */                                   \
     X(64x96, 64, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 6144 × 128 */                                     \
     X(128x64, 128, 64, M, TOGETHER, 128, 1) /* up to 128 rows, split or two blocks a multiprocessor */                  \

@@ -43,17 +43,6 @@ pub(crate) enum Free {
     N,
 }
 
-/// How consumer warpgroups share the work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Consumers {
-    /// Each has its 64 rows of every tile.
-    Together,
-    /// Two take turns with whole tiles.
-    InTurn,
-    /// One has all.
-    Alone,
-}
-
 /// One row of `GEMM_SM90_TILES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sm90GemmTile {
@@ -64,7 +53,8 @@ pub(crate) struct Sm90GemmTile {
     pub(crate) n: usize,
     /// Which of them is free.
     pub(crate) free: Free,
-    pub(crate) work: Consumers,
+    /// Two warpgroups take turns with whole tiles.
+    pub(crate) in_turn: bool,
     /// Rows of C (columns where N is free) that a warpgroup finishes at a time.
     pub(crate) chunk: usize,
     /// Chunks that are on their way out at a time.
@@ -74,17 +64,16 @@ pub(crate) struct Sm90GemmTile {
 impl Sm90GemmTile {
     /// Warpgroups that multiply.
     pub(crate) const fn consumers(&self) -> usize {
-        match (self.work, self.free) {
-            (Consumers::InTurn, _) => 2,
-            (Consumers::Alone, _) => 1,
-            (Consumers::Together, Free::M) => self.n / 64,
-            (Consumers::Together, Free::N) => self.m / 64,
+        match self.free {
+            _ if self.in_turn => 2,
+            Free::M => self.n / 64,
+            Free::N => self.m / 64,
         }
     }
 
     /// Whether blocks can share K of one tile.
     pub(crate) const fn splits(&self) -> bool {
-        matches!((self.free, self.work), (Free::M, Consumers::Together))
+        matches!(self.free, Free::M) && !self.in_turn
     }
 
     /// Whether two blocks have the registers to share a multiprocessor: `GemmTile::BLOCKS` of the kernel.
@@ -96,10 +85,9 @@ impl Sm90GemmTile {
         self.consumers() == 1 && width <= 128
     }
 
-    /// The consumers, and the producers' two warps: `GemmTile::THREADS` of the kernel.
+    /// The consumers, and the producers' two warps.
     pub(crate) const fn threads(&self) -> u32 {
-        let producers = if matches!(self.work, Consumers::Alone) { 128 } else { 64 };
-        (self.consumers() * 128 + producers) as u32
+        (self.consumers() * 128 + 64) as u32
     }
 
     /// Columns and rows of the boxes in which C leaves: `GemmTile::BOX` of the kernel.
