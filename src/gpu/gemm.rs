@@ -146,7 +146,7 @@ pub(super) fn prepare(
     match variant {
         GemmVariant::Sm80 { .. } if limits.edge > 0 => Err(no_second_input(variant)),
         GemmVariant::Sm80 { tile } => kernels.gemm_sm80(device)?.functions_of(tile).map(drop),
-        GemmVariant::Sm90 { cluster: Cluster::Parts(_), .. } if !limits.parts => Err(Error::Unsupported {
+        GemmVariant::Sm90 { cluster: Cluster::Parts { .. }, .. } if !limits.parts => Err(Error::Unsupported {
             what: format!("GEMM variant {variant} for this product and number of rows"),
             remedy: "choose one that computes C whole: no join adds parts of it up here".into(),
         }),
@@ -208,7 +208,7 @@ pub(super) unsafe fn launch_for_join(
 ) -> Result<Option<usize>> {
     let gemm = Gemm { sums, ..*gemm };
     let variant = gemm.variant(kernels, stream.device())?;
-    let GemmVariant::Sm90 { cluster: Cluster::Parts(parts), .. } = variant else {
+    let GemmVariant::Sm90 { cluster: Cluster::Parts { parts, .. }, .. } = variant else {
         // SAFETY: the caller's promise, passed on.
         unsafe { launch(kernels, stream, &Gemm { sums: 0, variant: Some(variant), ..gemm })? };
         return Ok(None);

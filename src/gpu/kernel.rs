@@ -89,7 +89,7 @@ fn hopper_variants(device: &Device, m: usize, steps: usize) -> impl Iterator<Ite
 }
 
 fn in_parts(variant: &GemmVariant) -> bool {
-    matches!(variant, GemmVariant::Sm90 { cluster: Cluster::Parts(_), .. })
+    matches!(variant, GemmVariant::Sm90 { cluster: Cluster::Parts { .. }, .. })
 }
 
 /// What the planner chooses for a product of that shape, K being the sum over both pairs if there are two.
@@ -209,7 +209,7 @@ pub struct Parts<'a> {
 pub fn gemm_in_parts(stream: &Stream, product: &Product<'_>, sums: &mut Floats) -> Result<()> {
     const OPERATION: &str = "gemm";
     let parts = match product.variant {
-        Some(GemmVariant::Sm90 { cluster: Cluster::Parts(parts), .. }) => parts,
+        Some(GemmVariant::Sm90 { cluster: Cluster::Parts { parts, .. }, .. }) => parts,
         other => return Err(Error::mismatch(OPERATION, "variant", format!("{other:?}"), "one in parts")),
     };
     let (rows, cols) = (product.a.shape().0, product.w.shape().0);

@@ -218,40 +218,32 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2]
     if stages < 2 || stages > most {
         return Err(Error::mismatch(OPERATION, "stages", stages, format!("2 to {most} for tile {}", tile.name)));
     }
+    let (n, m) = cluster.shared();
+    // Slices are whole atoms of eight rows.
+    let fits = matches!(n, 1 | 2 | 4)
+        && matches!(m, 1 | 2 | 4)
+        && n * m <= 8
+        && tile.m.is_multiple_of(8 * n)
+        && tile.n.is_multiple_of(8 * m);
+    if !fits {
+        let expected = "1, 2 or 4 each way, at most 8 blocks, slices of whole 8 rows";
+        return Err(Error::mismatch(OPERATION, "shared cluster", format!("{n} × {m}"), expected));
+    }
     match cluster {
-        Cluster::Share { n, m } => {
-            // Slices are whole atoms of eight rows.
-            let fits = matches!(n, 1 | 2 | 4)
-                && matches!(m, 1 | 2 | 4)
-                && n * m <= 8
-                && tile.m.is_multiple_of(8 * n)
-                && tile.n.is_multiple_of(8 * m);
-            if !fits {
-                let expected = "1, 2 or 4 each way, at most 4 blocks, slices of whole 8 rows";
-                return Err(Error::mismatch(OPERATION, "shared cluster", format!("{n} × {m}"), expected));
-            }
-        }
-        Cluster::Split(_) if !tile.splits() => {
-            return Err(Error::mismatch(
-                OPERATION,
-                "split of K",
-                cluster.split(),
-                format!("none for tile {}", tile.name),
-            ));
-        }
+        Cluster::Share { .. } => {}
         Cluster::Split(split) if !matches!(split, 2 | 4 | 8) || some_are_empty(steps, split) => {
             let expected =
                 format!("2, 4 or 8, each with some of the {steps:?} steps of {} along K", super::GEMM_TILE_K);
             return Err(Error::mismatch(OPERATION, "split of K", split, expected));
         }
-        Cluster::Parts(parts) if !(2..=GEMM_MAX_PARTS).contains(&parts) || some_are_empty(steps, parts) => {
+        Cluster::Parts { parts, .. } if !(2..=GEMM_MAX_PARTS).contains(&parts) || some_are_empty(steps, parts) => {
             let expected = format!(
                 "2 to {GEMM_MAX_PARTS}, each with some of the {steps:?} steps of {} along K",
                 super::GEMM_TILE_K
             );
             return Err(Error::mismatch(OPERATION, "parts of K", parts, expected));
         }
-        Cluster::Split(_) | Cluster::Parts(_) => {}
+        Cluster::Split(_) | Cluster::Parts { .. } => {}
     }
     Ok(())
 }

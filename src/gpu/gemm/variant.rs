@@ -7,9 +7,9 @@ use crate::error::Error;
 use crate::gpu::tiles::{GEMM_SM80_TILES, GEMM_SM90_TILES};
 
 /// One way to compute a product: kernel, tile, and what else it leaves open. Written `sm80:128x128`,
-/// `sm90:256x128:share2x1:stages4`, `sm90:128x64:split4:stages8` or `sm90:128x64:parts3:stages8`: tokens × columns of C a tile; how
-/// many neighbouring blocks along columns × tokens share loads, how many share K, or in how many parts K is computed apart; stages
-/// of 64 elements along K in flight.
+/// `sm90:256x128:share2x1:stages4`, `sm90:128x64:split4:stages8`, `sm90:128x64:parts3:stages8` or
+/// `sm90:128x128:parts4-share2x1:stages6`: tokens × columns of C a tile; how many neighbouring blocks along columns × tokens share
+/// loads, how many share K, or in how many parts K is computed apart; stages of 64 elements along K in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemmVariant {
     /// The portable kernel.
@@ -40,23 +40,30 @@ pub enum Cluster {
     },
     /// K of one tile.
     Split(usize),
-    /// Nothing: so many parts of K are tiles of their own, which leave their sums, in fp32, to the join that follows.
-    Parts(usize),
+    /// As `Share`, and parts of K are tiles of their own, which leave their sums, in fp32, to the join that follows.
+    Parts {
+        /// How many.
+        parts: usize,
+        /// Blocks along the columns of C.
+        n: usize,
+        /// Blocks along its rows.
+        m: usize,
+    },
 }
 
 impl Cluster {
     /// Blocks that share operands: along columns of C, along its rows.
     pub(crate) const fn shared(self) -> (usize, usize) {
         match self {
-            Self::Share { n, m } => (n, m),
-            Self::Split(_) | Self::Parts(_) => (1, 1),
+            Self::Share { n, m } | Self::Parts { n, m, .. } => (n, m),
+            Self::Split(_) => (1, 1),
         }
     }
 
     /// Blocks that share K.
     pub(crate) const fn split(self) -> usize {
         match self {
-            Self::Share { .. } | Self::Parts(_) => 1,
+            Self::Share { .. } | Self::Parts { .. } => 1,
             Self::Split(split) => split,
         }
     }
@@ -65,7 +72,7 @@ impl Cluster {
     pub(crate) const fn parts(self) -> usize {
         match self {
             Self::Share { .. } | Self::Split(_) => 1,
-            Self::Parts(parts) => parts,
+            Self::Parts { parts, .. } => parts,
         }
     }
 
@@ -86,7 +93,8 @@ impl fmt::Display for GemmVariant {
                 match cluster {
                     Cluster::Share { n, m } => write!(f, "sm90:{tile}:share{n}x{m}:stages{stages}"),
                     Cluster::Split(split) => write!(f, "sm90:{tile}:split{split}:stages{stages}"),
-                    Cluster::Parts(parts) => write!(f, "sm90:{tile}:parts{parts}:stages{stages}"),
+                    Cluster::Parts { parts, n: 1, m: 1 } => write!(f, "sm90:{tile}:parts{parts}:stages{stages}"),
+                    Cluster::Parts { parts, n, m } => write!(f, "sm90:{tile}:parts{parts}-share{n}x{m}:stages{stages}"),
                 }
             }
         }
@@ -102,7 +110,7 @@ impl FromStr for GemmVariant {
             got: text.to_owned(),
             expected: format!(
                 "sm80:TILE with TILE one of {}, or sm90:TILE:shareNxM:stagesS, sm90:TILE:splitN:stagesS or \
-                 sm90:TILE:partsN:stagesS with TILE one of {}",
+                 sm90:TILE:partsN[-shareNxM]:stagesS with TILE one of {}",
                 GEMM_SM80_TILES.map(|tile| tile.name).join(", "),
                 GEMM_SM90_TILES.map(|tile| tile.name).join(", ")
             ),
@@ -115,13 +123,21 @@ fn parse(text: &str) -> Option<GemmVariant> {
     match parts[..] {
         ["sm80", name] => Some(GemmVariant::Sm80 { tile: GEMM_SM80_TILES.iter().position(|tile| tile.name == name)? }),
         ["sm90", name, cluster, stages] => {
-            let cluster = if let Some(shape) = cluster.strip_prefix("share") {
-                let (n, m) = shape.split_once('x')?;
-                Cluster::Share { n: n.parse().ok()?, m: m.parse().ok()? }
+            let shared = |shape: &str| {
+                let (n, m) = shape.strip_prefix("share")?.split_once('x')?;
+                Some((n.parse().ok()?, m.parse().ok()?))
+            };
+            let cluster = if let Some(split) = cluster.strip_prefix("split") {
+                Cluster::Split(split.parse().ok()?)
             } else if let Some(parts) = cluster.strip_prefix("parts") {
-                Cluster::Parts(parts.parse().ok()?)
+                let (parts, (n, m)) = match parts.split_once('-') {
+                    Some((parts, shape)) => (parts, shared(shape)?),
+                    None => (parts, (1, 1)),
+                };
+                Cluster::Parts { parts: parts.parse().ok()?, n, m }
             } else {
-                Cluster::Split(cluster.strip_prefix("split")?.parse().ok()?)
+                let (n, m) = shared(cluster)?;
+                Cluster::Share { n, m }
             };
             Some(GemmVariant::Sm90 {
                 tile: GEMM_SM90_TILES.iter().position(|tile| tile.name == name)?,

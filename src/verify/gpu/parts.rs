@@ -20,11 +20,12 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
     for m in [1, 32, 64, 128, 256, 1 << 20] {
         variants.extend(kernel::gemm_variants_in_parts(device, m, 1 << 20));
     }
-    // A third of them still has every tile, every number of parts, few and many stages.
+    // A fifth of them still has every tile, every number of parts, pairs of both kinds, few and many stages.
     let mut seen = HashSet::new();
     variants.retain(|&variant| {
         let GemmVariant::Sm90 { tile, cluster, stages } = variant else { return false };
-        (cluster.parts() + tile + stages).is_multiple_of(3) && seen.insert(variant)
+        let (pairs_n, pairs_m) = cluster.shared();
+        (cluster.parts() + tile + stages + 2 * pairs_n + pairs_m).is_multiple_of(5) && seen.insert(variant)
     });
     let mut cases = Vec::new();
     for dtype in DTYPES {
@@ -45,7 +46,9 @@ fn parts(
     (m, n, k): (usize, usize, [usize; 2]),
 ) -> Result<Comparison> {
     const EPS: f32 = 1e-5;
-    let GemmVariant::Sm90 { cluster: Cluster::Parts(count), .. } = variant else { unreachable!("variants in parts") };
+    let GemmVariant::Sm90 { cluster: Cluster::Parts { parts: count, .. }, .. } = variant else {
+        unreachable!("variants in parts")
+    };
     let a = [random(dtype, m, k[0], 1), random(dtype, m, k[1], 2)];
     let weights = |k: usize, seed| -> Vec<f32> {
         random(dtype, n, k, seed).iter().map(|w| dtype.round(w / (k as f32).sqrt())).collect()
