@@ -73,10 +73,12 @@ struct Norm {
                 });
         };
         if (PARTS && EARLY_BIAS) load_bias();
-        constexpr bool EARLY = THREADS < 512;  // the widest rows leave no registers for it
+        // The widest rows leave no registers for it, and long ones for the first norm's only: then four blocks share a
+        // multiprocessor, and 2048 rows are one round.
+        constexpr int EARLY = THREADS == 512 ? 0 : CHUNKS == 4 ? 1 : 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
-            if (EARLY && p.out[i] != nullptr) for_each(thread, p.hidden, [&](int c, int column) { load_weights(i, c, column); });
+            if (i < EARLY && p.out[i] != nullptr) for_each(thread, p.hidden, [&](int c, int column) { load_weights(i, c, column); });
         ptx::dependency_wait();
 
         float x[CHUNKS][VECTOR] = {};
@@ -114,7 +116,7 @@ struct Norm {
             if (p.out[i] == nullptr) continue;
             S* out = static_cast<S*>(p.out[i]) + offset;
             for_each(thread, p.hidden, [&](int c, int column) {
-                if (!EARLY) load_weights(i, c, column);
+                if (i >= EARLY) load_weights(i, c, column);
                 const uint4 g = gamma[i][c], b = beta[i][c];
                 const uint32_t gs[4] = {g.x, g.y, g.z, g.w}, bs[4] = {b.x, b.y, b.z, b.w};
                 uint32_t y[4];
@@ -191,7 +193,7 @@ struct Norm {
 };
 
 #define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS)                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS) norm_##NAME(const __grid_constant__ NormParams p) {         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) norm_##NAME(const __grid_constant__ NormParams p) {         \
         Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, false>::run(p);                                               \
     }                                                                                                                 \
     extern "C" __global__ void __launch_bounds__(THREADS) norm_parts_##NAME(const __grid_constant__ NormParams p) {   \

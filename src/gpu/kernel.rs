@@ -418,6 +418,37 @@ pub fn join(
     unsafe { norm::launch(kernels, stream, &join) }
 }
 
+/// The operands of one [`join`], without padding or parts.
+#[derive(Debug)]
+pub struct JoinOperands<'a> {
+    /// Which rows there are.
+    pub batch: &'a Batch,
+    /// One to three.
+    pub addends: Vec<&'a Tensor>,
+    /// Where the sum goes, if anywhere.
+    pub sum: Option<&'a mut Tensor>,
+    /// Up to two.
+    pub norms: Vec<Norm<'a>>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Records joins into a graph, one after the other; their operands stay borrowed.
+///
+/// # Errors
+/// As [`join`]; [`Error::Cuda`] for an empty list.
+pub fn record_joins<'a>(stream: &Stream, joins: &mut [JoinOperands<'a>]) -> Result<Graph<'a>> {
+    if let Some(first) = joins.first().and_then(|of| of.addends.first()) {
+        // Loaded before the capture, in which nothing may be.
+        stream.device().kernels(first.dtype())?;
+    }
+    Graph::record(stream, || {
+        joins.iter_mut().try_for_each(|JoinOperands { batch, addends, sum, norms, eps }| {
+            join(stream, batch, addends, None, sum.as_deref_mut(), norms, *eps)
+        })
+    })
+}
+
 /// The element type of all operands, if it is one, and if all are on the stream's device.
 fn same_kind<'a>(
     operation: &'static str,

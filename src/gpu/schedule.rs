@@ -15,7 +15,8 @@
 //! ```
 //!
 //! `[QKV|W1]` is one product, of weights side by side along N; `[W2|Wo]` one along both Ks, which adds the residual too, so that
-//! its join has but the norm to do. Between QKV and attention, queries and keys are rotated in place where the layer has rotary
+//! its join has but the norm to do; or, of few rows, one in parts of K, whose sums the join adds up. So may SAF's Wo and W2, each of
+//! which a join follows, and `hybrid`'s Wo. Between QKV and attention, queries and keys are rotated in place where the layer has rotary
 //! embeddings.
 //!
 //! The attention stream carries the layer from join to join; the FFN stream leaves it at `forked` and comes back at
@@ -26,9 +27,12 @@
 //! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full.
 //!
 //! Tried on an H200 with RoBERTa-large, ms for 24 layers as a graph, and left:
-//! - `fused` at 1 × 128 takes 0.426. Its second product with more blocks, 64×64 or 128×64 split eightfold, 0.47 to 0.56; the wide
-//!   first one in 64×64 tiles 0.45, in pairs that share A 0.430.
-//! - At 1 × 512, where it takes 0.911, the second product with all shared memory instead of what attention leaves: 1.00.
+//! - `fused` at 1 × 128, 0.426 with its second product split in clusters of four, 0.411 in four parts of K beside attention. Split
+//!   eightfold 0.47 to 0.56; in three to six parts 0.41 to 0.43, in eight, which find no room beside attention, 0.44. The wide first
+//!   one in 64×64 tiles 0.43 to 0.45, in pairs that share A 0.430.
+//! - At 1 × 512 the second product as 128×64 in two parts with four stages, in the memory that attention leaves: 0.895; 128×128 in four
+//!   parts or 128×96 in three with all memory, after attention: 0.91 to 0.93, though alone they take two thirds of the time. Reading
+//!   activations that a kernel has just written seems to cost more than reading the same from memory, and more the more tiles do.
 //! - Norms of few rows kept apart by shared memory that they do not use, so that early blocks do not crowd: 0.476 against 0.455 then
 //!   at 1 × 128, since they find no room beside a product; attention kept apart so gains, where it fills the card once.
 //! - `two-stream` with products that leave half of each multiprocessor to the other stream: 0.519 instead of 0.597 at 1 × 128, 0.975

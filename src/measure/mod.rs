@@ -9,6 +9,7 @@ mod backend;
 pub mod gemm;
 pub mod kernels;
 mod machine;
+pub mod norm;
 pub mod plan;
 pub mod plot;
 pub mod report;

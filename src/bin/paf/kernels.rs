@@ -8,8 +8,8 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 use paf_cuda::gpu::kernel;
 use paf_cuda::measure::attention::{self, Peer};
-use paf_cuda::measure::gemm;
 use paf_cuda::measure::timing::Effort;
+use paf_cuda::measure::{gemm, norm};
 use paf_cuda::{Dtype, Error};
 
 use super::options;
@@ -22,6 +22,8 @@ pub enum Command {
     Gemm(Gemm),
     /// Attention beside PyTorch's cuDNN and FlashAttention-2 (where a Python has that).
     Attention(Attention),
+    /// The join of a layer's branches, residual sum and norms, beside a copy of as many bytes.
+    Norm(How),
     /// List every kernel with what it takes of a multiprocessor, as the driver compiled it.
     List(List),
 }
@@ -37,7 +39,7 @@ pub struct List {
 
 /// How to measure, whatever kernel.
 #[derive(Debug, Args)]
-struct How {
+pub struct How {
     /// Element type, bf16 or f16.
     #[arg(long, default_value = "bf16")]
     dtype: Dtype,
@@ -96,6 +98,7 @@ pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Gemm(arguments) => gemm(arguments),
         Command::Attention(arguments) => attention(arguments),
+        Command::Norm(how) => norm(how),
         Command::List(arguments) => list(arguments),
     }
 }
@@ -150,6 +153,20 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     let text =
         report.table() + "\nTime of cuBLASLt / ours: geometric means over the planned variants\n" + &report.markdown();
     write_result(sink, &text, &report.json())
+}
+
+fn norm(how: &How) -> Result<()> {
+    let effort = effort(how.seconds)?;
+    let sink = Sink::open(how.json.as_deref())?;
+    let experiment = norm::Experiment { shapes: norm::layer_shapes(), dtype: how.dtype, effort };
+    let device = how.device.open()?;
+    let bar = progress(experiment.shapes.len());
+    let report = experiment.run(&device, |i, shape| {
+        bar.set_position(i as u64);
+        bar.set_message(format!("{} × {}", shape.rows, shape.hidden_size));
+    })?;
+    bar.finish_and_clear();
+    write_result(sink, &report.markdown(), &report.json())
 }
 
 fn attention(arguments: &Attention) -> Result<()> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, gemm, plan, plot, report};
+use paf_cuda::measure::{attention, gemm, norm, plan, plot, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -43,10 +43,11 @@ fn markdown(path: &Path) -> Result<String> {
         report::SCHEMA => parse::<report::Report>(&text, path)?.markdown(),
         gemm::SCHEMA => parse::<gemm::Report>(&text, path)?.markdown(),
         attention::SCHEMA => parse::<attention::Report>(&text, path)?.markdown(),
+        norm::SCHEMA => parse::<norm::Report>(&text, path)?.markdown(),
         plan::SCHEMA => parse::<plan::Report>(&text, path)?.markdown(),
         _ => bail!(
             "{name} has schema {schema:?}, this build reads {:?}",
-            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, plan::SCHEMA]
+            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, plan::SCHEMA]
         ),
     })
 }
