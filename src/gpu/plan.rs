@@ -171,7 +171,7 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
         let row = &GEMM_SM90_TILES[tile];
         let shares = [(1, 1), (2, 1), (1, 2)];
         let splits = [2, 4].map(Cluster::Split);
-        let parts = (2..=GEMM_MAX_PARTS).flat_map(move |parts| shares.map(|(n, m)| Cluster::Parts { parts, n, m }));
+        let parts = (2..=GEMM_MAX_PARTS).flat_map(|parts| [1, 2].map(|n| Cluster::Parts { parts, n, m: 1 }));
         let alone = shares.map(|(n, m)| Cluster::Share { n, m }).into_iter();
         let clusters = alone.chain(splits).chain(parts).filter(move |cluster| match cluster {
             // Instructions limit narrow tiles, not loads.
@@ -179,11 +179,8 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
             Cluster::Share { m: rows, .. } => row.consumers() == 2 && m > row.m * (rows - 1),
             // Narrower tiles than there are rows would read each part of W again.
             Cluster::Split(split) => row.splits() && row.m >= m.min(128) && m <= row.m * 8 && split * 2 <= steps,
-            // Here A has just been written by the kernel before, and reads of it that are saved may count more.
-            Cluster::Parts { parts, m: rows, .. } => {
-                let fits = !row.in_turn && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps;
-                fits && m > row.m * (rows - 1)
-            }
+            // Pairs share A, which the kernel before has just written: reads that are saved may count more than instructions here.
+            Cluster::Parts { parts, .. } => !row.in_turn && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps,
         });
         clusters.flat_map(move |cluster| {
             let most = row.stages_in(shared_bytes, cluster);

@@ -77,7 +77,7 @@ impl Cluster {
     }
 
     /// Blocks of the cluster.
-    pub(in crate::gpu) const fn blocks(self) -> usize {
+    pub(crate) const fn blocks(self) -> usize {
         let (n, m) = self.shared();
         n * m * self.split()
     }

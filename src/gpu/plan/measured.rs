@@ -25,7 +25,7 @@ use crate::weights::random_activations;
 ///
 /// All schedules that the design can have are replayed as CUDA graphs of the encoder's own layers, in turns, their kernels chosen
 /// by estimate. For the best of them, and those within 5 % of it, other ways to compute attention are tried, then, one product
-/// after another, the 16 next best ways by estimate; what gains more than 0.5 % is kept. The finalists meet once more. Times are
+/// after another, the 24 next best ways by estimate; what gains more than 0.5 % is kept. The finalists meet once more. Times are
 /// medians of interleaved rounds, on random activations.
 ///
 /// Each plan is checked before it is timed, over the stack's first two layers: two runs give the same bits, and these agree with

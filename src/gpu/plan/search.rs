@@ -13,7 +13,7 @@ const CLOSE: f64 = 1.05;
 /// What a variant has to gain to be kept: less could be noise.
 const GAIN: f64 = 0.005;
 /// Variants tried beside the present one of a product.
-pub(super) const ALTERNATIVES: usize = 16;
+pub(super) const ALTERNATIVES: usize = 24;
 /// Rounds of a contest that do not count, that it must have to decide between variants, and that are enough.
 const WARM_UP: usize = 1;
 const MIN_ROUNDS: usize = 3;

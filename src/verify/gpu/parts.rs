@@ -20,12 +20,11 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
     for m in [1, 32, 64, 128, 256, 1 << 20] {
         variants.extend(kernel::gemm_variants_in_parts(device, m, 1 << 20));
     }
-    // A fifth of them still has every tile, every number of parts, pairs of both kinds, few and many stages.
+    // A fifth of them still has every tile, every number of parts, alone and in pairs, few and many stages.
     let mut seen = HashSet::new();
     variants.retain(|&variant| {
         let GemmVariant::Sm90 { tile, cluster, stages } = variant else { return false };
-        let (pairs_n, pairs_m) = cluster.shared();
-        (cluster.parts() + tile + stages + 2 * pairs_n + pairs_m).is_multiple_of(5) && seen.insert(variant)
+        (cluster.parts() + tile + stages + 2 * cluster.blocks()).is_multiple_of(5) && seen.insert(variant)
     });
     let mut cases = Vec::new();
     for dtype in DTYPES {
