@@ -66,4 +66,14 @@ impl Tokenizer {
             token_types: encodings.iter().flat_map(|encoding| encoding.get_type_ids()).copied().collect(),
         })
     }
+
+    /// The id of a token, as the vocabulary spells it.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(token)
+    }
+
+    /// The token of an id, as the vocabulary spells it; `None` for ids that are in the model's tables alone.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.tokenizer.id_to_token(id)
+    }
 }

@@ -387,13 +387,21 @@ impl Destination {
         Ok(Self { path: path.to_owned(), temporary, file })
     }
 
-    /// Writes `text` and puts the file in its place.
+    /// Writes a part, in the order of the calls.
+    ///
+    /// # Errors
+    /// What writing gives.
+    pub fn append(&mut self, part: &[u8]) -> std::io::Result<()> {
+        self.file.as_mut().expect("it is open until it is finished").write_all(part)
+    }
+
+    /// Writes `rest`, after what was appended, and puts the file in its place.
     ///
     /// # Errors
     /// What writing or renaming gives; nothing is left behind then.
-    pub fn finish(mut self, text: &str) -> std::io::Result<()> {
+    pub fn finish(mut self, rest: impl AsRef<[u8]>) -> std::io::Result<()> {
         let mut file = self.file.take().expect("finish is called once");
-        file.write_all(text.as_bytes())?;
+        file.write_all(rest.as_ref())?;
         file.sync_all()?;
         std::fs::rename(&self.temporary, &self.path)
     }
@@ -426,7 +434,10 @@ mod tests {
         let entries = || std::fs::read_dir(folder.path()).unwrap().count();
         drop(Destination::open(&path).unwrap());
         assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("old", 1));
-        Destination::open(&path).unwrap().finish("new").unwrap();
+        let mut destination = Destination::open(&path).unwrap();
+        destination.append(b"ne").unwrap();
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("old", 2));
+        destination.finish("w").unwrap();
         assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("new", 1));
         assert!(Destination::open(folder.path()).is_err());
         assert!(Destination::open(&folder.path().join("missing/result.json")).is_err());

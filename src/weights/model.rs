@@ -123,6 +123,13 @@ impl ModelWeights {
 }
 
 impl Embeddings {
+    /// The longest sequence that the table of positions is for; `None` if there is no such table.
+    pub fn max_sequence_len(&self, hidden_size: usize) -> Option<usize> {
+        let PositionEmbeddings { table, padding_idx } = self.position.as_ref()?;
+        let reserved = padding_idx.map_or(0, |padding| padding as usize + 1);
+        Some((table.len() / hidden_size).saturating_sub(reserved))
+    }
+
     /// Which rows each row of the batch sums; `None` where it is padding, whose ids are not looked at.
     ///
     /// # Errors
@@ -162,21 +169,18 @@ impl Embeddings {
                 let position = match &self.position {
                     None => None,
                     Some(PositionEmbeddings { table, padding_idx }) => {
-                        let (position, reserved) = match *padding_idx {
-                            None => (row - first, 0),
-                            Some(padding) if ids[row] == padding => (padding as usize, 0),
+                        let position = match *padding_idx {
+                            None => row - first,
+                            Some(padding) if ids[row] == padding => padding as usize,
                             Some(padding) => {
                                 counted += 1;
-                                (padding as usize + counted, padding as usize + 1)
+                                padding as usize + counted
                             }
                         };
-                        let len = table.len() / hidden_size;
-                        if position >= len {
+                        if position >= table.len() / hidden_size {
                             let got = format!("{} (sequence {sequence})", shape.length(sequence));
-                            let expected = format!(
-                                "at most {}, which the table of positions is for",
-                                len.saturating_sub(reserved)
-                            );
+                            let most = self.max_sequence_len(hidden_size).unwrap_or(0);
+                            let expected = format!("at most {most}, which the table of positions is for");
                             return Err(Error::mismatch("embed", "length", got, expected));
                         }
                         Some(position)
@@ -245,6 +249,9 @@ mod tests {
         let six = BatchShape::new(1, 6).unwrap();
         assert!(fails(embeddings(None), &six, &[2; 6], None).contains("length is 6 (sequence 0), expected at most 5"));
         assert!(fails(embeddings(Some(1)), &six, &[2; 6], None).contains("expected at most 3"));
+        let most = |padding_idx| embeddings(padding_idx).max_sequence_len(2);
+        assert_eq!([None, Some(1), Some(9)].map(most), [Some(5), Some(3), Some(0)]);
+        assert_eq!(Embeddings { position: None, ..embeddings(None) }.max_sequence_len(2), None);
     }
 
     #[test]
