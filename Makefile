@@ -17,6 +17,7 @@ speedup: toolkit
 test: toolkit
 	cargo test --no-fail-fast
 	cargo test --no-default-features --lib --tests
+	cargo test --no-default-features --features cli,tokenizers --bin paf --test run
 
 test-minilm: .minilm/installed
 	cargo test --release --no-default-features --features tokenizers --test minilm -- --ignored --nocapture
@@ -35,6 +36,7 @@ check: toolkit
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
 	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
 	cargo clippy --all-targets --no-default-features --features tokenizers -- -D warnings
+	cargo clippy --all-targets --no-default-features --features cli,tokenizers -- -D warnings
 	$(MAKE) docs
 
 docs: toolkit

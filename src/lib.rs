@@ -81,7 +81,8 @@
 //! # Features
 //!
 //! `cuda` (default): kernels and GPU engine; the build needs nvcc. `cli` (default): the `paf` program and [`measure`].
-//! `checkpoint` (default): [`checkpoint`]. `tokenizers`: `checkpoint::Tokenizer`, from texts to token ids.
+//! `checkpoint` (default): [`checkpoint`]. `tokenizers`: `checkpoint::Tokenizer`, from texts to token ids;
+//! with `cli`, `paf run`.
 //! With `--no-default-features` the crate is the CPU library and needs no nvcc.
 
 /// The README's example, compiled and run as a documentation test.

@@ -12,6 +12,8 @@ mod output;
 #[cfg(feature = "cuda")]
 mod plan;
 mod report;
+#[cfg(feature = "tokenizers")]
+mod run;
 mod select;
 mod speedup;
 mod verify;
@@ -21,6 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use paf_cuda::Error;
+#[cfg(feature = "checkpoint")]
+use paf_cuda::checkpoint::CheckpointError;
 
 /// Parallel attention and feed-forward (PAF) beside the serial design (SAF): verified, then measured.
 #[derive(Debug, Parser)]
@@ -43,6 +47,11 @@ enum Command {
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// Run a checkpoint over texts, on the CPU: vectors, predictions for masks, or for the next token.
+    ///
+    /// Whole models do not run on a GPU yet.
+    #[cfg(feature = "tokenizers")]
+    Run(Box<run::Arguments>),
     /// Look at driver, device and build, and say what to do about what is wrong.
     Doctor,
     /// List the models that --model knows, with their dimensions.
@@ -59,6 +68,8 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
+        #[cfg(feature = "tokenizers")]
+        Command::Run(arguments) => run::run(&arguments),
         Command::Doctor => doctor::run(),
         Command::Models => models::run(),
         Command::Report(arguments) => report::run(&arguments),
@@ -81,6 +92,8 @@ fn exit_code(error: &anyhow::Error) -> u8 {
             | Error::Mismatch { .. }
             | Error::UnknownModel { .. },
         ) => 2,
+        #[cfg(feature = "checkpoint")]
+        Some(Error::Checkpoint(CheckpointError::UnknownModelType { .. } | CheckpointError::Field { .. })) => 2,
         _ => 1,
     }
 }

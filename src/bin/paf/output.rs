@@ -9,10 +9,15 @@ use paf_cuda::measure::report::Destination;
 
 /// Writes to stdout. A reader that has gone away (`paf models | head -1`) has seen enough: no error.
 pub fn print(text: &str) -> Result<()> {
+    write_to_stdout(text.as_bytes()).map(|_| ())
+}
+
+/// Whether there still is a reader.
+fn write_to_stdout(bytes: &[u8]) -> Result<bool> {
     let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("writing to standard output"),
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("writing to standard output"),
     }
 }
 
@@ -21,7 +26,7 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// Where `--json`, `--csv` or `--plot` puts its data.
+/// Where `--json`, `--csv`, `--plot` or `--output` puts its data.
 pub enum Sink {
     Stdout,
     File(PathBuf, Destination),
@@ -46,10 +51,23 @@ impl Sink {
         matches!(self, Self::Stdout)
     }
 
-    pub fn write(self, text: &str) -> Result<()> {
+    /// Writes a part of the data; whether anybody still reads it.
+    #[cfg(feature = "tokenizers")]
+    pub fn append(&mut self, part: &[u8]) -> Result<bool> {
         match self {
-            Self::Stdout => print(text),
-            Self::File(path, file) => file.finish(text).with_context(|| format!("cannot write {}", path.display())),
+            Self::Stdout => write_to_stdout(part),
+            Self::File(path, file) => {
+                file.append(part).with_context(|| format!("cannot write {}", path.display()))?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// Writes the data, or the rest of it, whereupon the file appears.
+    pub fn write(self, data: impl AsRef<[u8]>) -> Result<()> {
+        match self {
+            Self::Stdout => write_to_stdout(data.as_ref()).map(|_| ()),
+            Self::File(path, file) => file.finish(data).with_context(|| format!("cannot write {}", path.display())),
         }
     }
 }
