@@ -425,7 +425,8 @@ mod tests {
         let limits = Limits { parts: true, ..Limits::default() };
         let cost = |name: &str| sm90_cost_ns(128, 1024, 80, &ROOM, 0, name.parse().expect("a variant's name"));
         for parts in 2..=GEMM_MAX_PARTS {
-            let [alone, pairs] = ["", "-share2x1"].map(|pairs| cost(&format!("sm90:128x64:parts{parts}{pairs}:stages9")));
+            let [alone, pairs] =
+                ["", "-share2x1"].map(|pairs| cost(&format!("sm90:128x64:parts{parts}{pairs}:stages9")));
             assert!((alone..alone + 200.0).contains(&pairs), "{parts}: {alone}, {pairs}");
         }
         // Few rows of a short K are best left whole.
