@@ -243,7 +243,8 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, taken: usize, var
         ns += SPLIT_NS + SPLIT_KB_NS * (tile.m * tile.n * 4 / split) as f64 / 1024.0;
     } else if cluster.blocks() > 1 {
         ns += PAIR_NS;
-    } else if cluster.parts() > 1 {
+    }
+    if cluster.parts() > 1 {
         ns += cluster.parts() as f64 * PART_NS + (cluster.parts() * m * n * 4) as f64 / PARTS_BYTES_PER_NS;
     }
     if waits {
@@ -417,6 +418,20 @@ mod tests {
             assert_eq!(ranked[0], gemm_sm80(512, 4096, 16, 132, available));
             assert_eq!(ranked.len(), (0..GEMM_SM80_TILES.len()).filter(|&index| available(index)).count());
         }
+    }
+
+    #[test]
+    fn parts_cost_the_join_their_time_in_pairs_too() {
+        let limits = Limits { parts: true, ..Limits::default() };
+        let cost = |name: &str| sm90_cost_ns(128, 1024, 80, &ROOM, 0, name.parse().expect("a variant's name"));
+        for parts in 2..=GEMM_MAX_PARTS {
+            let [alone, pairs] =
+                ["", "-share2x1"].map(|pairs| cost(&format!("sm90:128x64:parts{parts}{pairs}:stages9")));
+            assert!((alone..alone + 200.0).contains(&pairs), "{parts}: {alone}, {pairs}");
+        }
+        // Few rows of a short K are best left whole.
+        let GemmVariant::Sm90 { cluster, .. } = gemm_sm90(128, 1024, 16, limits, &ROOM) else { panic!() };
+        assert_eq!(cluster.parts(), 1);
     }
 
     #[test]

@@ -201,9 +201,11 @@ impl Run<'_> {
                 // a = LN1(x + Attn(x)); y = LN2(a + FFN(a))
                 Design::SafPostNorm => {
                     let a = normed_1;
-                    let sum = self.attention_block(attention, layer, x, x, attention_out)?;
+                    let output = self.attention_branch(attention, layer, x, attention_out)?;
+                    let sum = self.product_for_join(attention, LayerProduct::Wo, output, x)?;
                     self.join(sum, None, [Some(norm_1(layer, a)), None])?;
-                    let sum = self.ffn_block(ffn, layer, a, a, ffn_out)?;
+                    let second = self.ffn_branch(ffn, layer, a, ffn_out)?;
+                    let sum = self.product_for_join(ffn, LayerProduct::W2, second, a)?;
                     self.join(sum, None, [Some(norm_2(layer, y)), None])
                 }
                 // y = LN2(x + Attn(x) + FFN(x))
@@ -214,9 +216,11 @@ impl Run<'_> {
                 // a = x + Attn(LN1(x)); y = a + FFN(LN2(a))
                 Design::SafPreNorm => {
                     let a = attention_out;
-                    let sum = self.attention_block(attention, layer, normed_1, x, a)?;
+                    let output = self.attention_branch(attention, layer, normed_1, a)?;
+                    let sum = self.product_for_join(attention, LayerProduct::Wo, output, x)?;
                     self.join(sum, sum.parts.map(|_| a), [Some(norm_2(layer, normed_2)), None])?;
-                    let sum = self.ffn_block(ffn, layer, normed_2, a, y)?;
+                    let second = self.ffn_branch(ffn, layer, normed_2, y)?;
+                    let sum = self.product_for_join(ffn, LayerProduct::W2, second, a)?;
                     self.finish_pre_norm(sum, y, next)
                 }
                 // n = LN1(x); y = x + Attn(n) + FFN(n)   or   y = x + Attn(LN1(x)) + FFN(LN2(x))
@@ -296,23 +300,8 @@ impl Run<'_> {
         }
     }
 
-    /// `residual + (softmax(QKᵀ/√d)·V)·Woᵀ + bo`, with `[Q|K|V] = input·Wqkvᵀ + bqkv`, in `out` or in parts.
-    unsafe fn attention_block(
-        &self,
-        lane: &Lane<'_>,
-        layer: &DeviceLayer,
-        input: Matrix,
-        residual: Matrix,
-        out: Matrix,
-    ) -> Result<Sum> {
-        // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe {
-            let output = self.attention_branch(lane, layer, input, out)?;
-            self.product_for_join(lane, LayerProduct::Wo, output, residual)
-        }
-    }
-
-    /// Launches attention's branch but for its last product, `out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo`.
+    /// Launches attention's branch but for its last product, which it returns: `out = (softmax(QKᵀ/√d)·V)·Woᵀ + bo`, with
+    /// `[Q|K|V] = input·Wqkvᵀ + bqkv`.
     unsafe fn attention_branch(
         &self,
         lane: &Lane<'_>,
@@ -354,23 +343,7 @@ impl Run<'_> {
         attention::takes(self.kernels, device, &self.attention())
     }
 
-    /// `residual + act(input·W1ᵀ + b1)·W2ᵀ + b2`, in `out` or in parts.
-    unsafe fn ffn_block(
-        &self,
-        lane: &Lane<'_>,
-        layer: &DeviceLayer,
-        input: Matrix,
-        residual: Matrix,
-        out: Matrix,
-    ) -> Result<Sum> {
-        // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe {
-            let second = self.ffn_branch(lane, layer, input, out)?;
-            self.product_for_join(lane, LayerProduct::W2, second, residual)
-        }
-    }
-
-    /// Launches the FFN but for its last product, `out = act(input·W1ᵀ + b1)·W2ᵀ + b2`.
+    /// Launches the FFN but for its last product, which it returns: `out = act(input·W1ᵀ + b1)·W2ᵀ + b2`.
     unsafe fn ffn_branch(&self, lane: &Lane<'_>, layer: &DeviceLayer, input: Matrix, out: Matrix) -> Result<Gemm> {
         let inner = self.scratch.inner;
         let act = Then::Activation(self.config.hidden_act, 0);
