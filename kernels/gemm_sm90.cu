@@ -207,7 +207,8 @@ struct Gemm {
     }
 
     static __device__ __forceinline__ void multiply(const GemmParams& p, const Place& at, int log2_cluster, const Consumer& me,
-                                                    int steps, bool others_turn, float (&d)[Tile::OWN_PARTS][Tile::WIDTH / 2], Ring& ring) {
+                                                    int steps, bool others_turn,
+                                                    float (&d)[Tile::OWN_PARTS][Tile::WIDTH / 2], Ring& ring) {
         // A stage has been read when a warpgroup's products have finished; then a warp for each block that loads into this one's
         // stages tells that block. One lane of it: lanes with addresses of their own would take turns.
         const int block = me.warp % 4;

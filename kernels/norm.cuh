@@ -31,7 +31,8 @@ struct NormParams {
     float eps;
 };
 
-// With or without PARTS, whose registers the other does not need. THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors of eight elements.
+// THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors of eight elements. With or without PARTS, whose registers
+// joins without them do better without.
 template <typename T, int ROW_THREADS, int CHUNKS, int THREADS, bool PARTS>
 struct Norm {
     using S = typename T::Storage;
@@ -192,18 +193,18 @@ struct Norm {
     }
 };
 
-#define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS)                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) norm_##NAME(const __grid_constant__ NormParams p) {         \
-        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, false>::run(p);                                               \
-    }                                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(THREADS) norm_parts_##NAME(const __grid_constant__ NormParams p) {   \
-        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, true>::run(p);                                                \
+#define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS)                                                                     \
+    extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) norm_##NAME(const __grid_constant__ NormParams p) { \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, false>::run(p);                                                     \
+    }                                                                                                                       \
+    extern "C" __global__ void __launch_bounds__(THREADS) norm_parts_##NAME(const __grid_constant__ NormParams p) {         \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, true>::run(p);                                                      \
     }
 
-NORM_KERNEL(warp_1, 32, 1, 128)      // hidden ≤ 256
-NORM_KERNEL(warp_2, 32, 2, 128)      // hidden ≤ 512
-NORM_KERNEL(warp_4, 32, 4, 128)      // hidden ≤ 1024
-NORM_KERNEL(block_128, 128, 1, 128)  // hidden ≤ 1024, few rows
+NORM_KERNEL(warp_1, 32, 1, 128)        // hidden ≤ 256
+NORM_KERNEL(warp_2, 32, 2, 128)        // hidden ≤ 512
+NORM_KERNEL(warp_4, 32, 4, 128)        // hidden ≤ 1024
+NORM_KERNEL(block_128, 128, 1, 128)    // hidden ≤ 1024, few rows
 NORM_KERNEL(block_256_1, 256, 1, 256)  // hidden ≤ 2048
-NORM_KERNEL(block_256, 256, 2, 256)  // hidden ≤ 4096
-NORM_KERNEL(block_512, 512, 4, 512)  // hidden ≤ 16384
+NORM_KERNEL(block_256, 256, 2, 256)    // hidden ≤ 4096
+NORM_KERNEL(block_512, 512, 4, 512)    // hidden ≤ 16384
