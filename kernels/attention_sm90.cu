@@ -23,8 +23,8 @@
 //     and 7.2 µs), and it failed at seq 4096; probably since who does not wait for every stage can take one of two rounds ago for
 //     its own: a barrier's parity tells only neighbouring rounds apart. What probably limits there is what L2 delivers: each
 //     block reads all keys of its head.
-//   Four warpgroups with 64 keys a step, whose registers just suffice, instead of three with 128: 4 sequences of 512 tokens 13.8 µs,
-//     not 17.9 (one round of tiles instead of two), 32 of them 91.5, not 94.9; seq 8192 1 % faster.
+//   Four warpgroups with 64 keys a step, whose registers just suffice, in turns with the others' tiles: 4 sequences of 512 tokens
+//     13.8 µs, with two warpgroups 14.8, with three 17.9; 32 of them 91.5, 99.4, 94.9; seq 8192 590 ± 28, 624 ± 35, 598 ± 26.
 //   For head_dim 128: 176 keys a step: 3 % slower at 2048, 3 % faster at 16384.
 #include "element.cuh"
 #include "tiles.cuh"

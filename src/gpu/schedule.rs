@@ -27,12 +27,13 @@
 //! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full.
 //!
 //! Tried on an H200 with RoBERTa-large, ms for 24 layers as a graph, and left:
-//! - `fused` at 1 × 128, 0.426 with its second product split in clusters of four, 0.411 in four parts of K beside attention. Split
-//!   eightfold 0.47 to 0.56; in three to six parts 0.41 to 0.43, in eight, which find no room beside attention, 0.44. The wide first
-//!   one in 64×64 tiles 0.43 to 0.45, in pairs that share A 0.430.
-//! - At 1 × 512 the second product as 128×64 in two parts with four stages, in the memory that attention leaves: 0.895; 128×128 in four
-//!   parts or 128×96 in three with all memory, after attention: 0.91 to 0.93, though alone they take two thirds of the time. Reading
-//!   activations that a kernel has just written seems to cost more than reading the same from memory, and more the more tiles do.
+//! - `fused` at 1 × 128, one run: its second product split in clusters of four 0.432, in four parts of K beside attention 0.411, in six
+//!   0.413, in eight, which find no room beside it, 0.443. The wide first one in 64×64 tiles 0.431. Earlier: split eightfold 0.47 to
+//!   0.56.
+//! - At 1 × 512, one run: the second product as 128×64 in two parts with four stages, in the memory that attention leaves on every
+//!   multiprocessor: 0.895. Another run: attention on 32 multiprocessors, in tiles of 256 queries, and 128×128 in three parts on the
+//!   others: 0.857. That these kernels take longer in a layer than alone is not explained; that what a kernel has just written is dear
+//!   to read is a guess.
 //! - Norms of few rows kept apart by shared memory that they do not use, so that early blocks do not crowd: 0.476 against 0.455 then
 //!   at 1 × 128, since they find no room beside a product; attention kept apart so gains, where it fills the card once.
 //! - `two-stream` with products that leave half of each multiprocessor to the other stream: 0.519 instead of 0.597 at 1 × 128, 0.975
