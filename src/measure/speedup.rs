@@ -173,8 +173,7 @@ fn baseline<'a>(variants: &[(Variant, EncoderConfig)], samples: &'a [Vec<f64>], 
     medians?.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|(samples, _)| samples)
 }
 
-/// Time to plan a design on a shape, however long the comparison then samples: in 0.8 s, one 24-layer stack's first product was not
-/// reached, which two seconds had made 7 % faster.
+/// Time to plan a design on a shape, however long the comparison then samples: less leaves SAF or PAF less tuned than it can be.
 const PLAN_BUDGET: Duration = Duration::from_secs(2);
 
 impl Experiment {
