@@ -62,13 +62,7 @@ fn trials(device: &Device) -> Vec<Trial> {
             Err(error) => trials.push(Trial::test("portable: the device opens", move || Err(error.to_string().into()))),
         }
     }
-    let mut add = |name: String, test: fn(&Device, Design) -> Outcome, design: Design| {
-        let device = device.clone();
-        trials.push(Trial::test(name, move || {
-            let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
-            test(&device, design)
-        }));
-    };
+    let mut add = |name, test, design| trials.push(together(device, name, test, design));
     for design in Design::ALL {
         add(format!("graph {design}: nodes and edges are the schedule's"), captured, design);
     }
@@ -93,6 +87,15 @@ fn trials(device: &Device) -> Vec<Trial> {
     }
     planner::trials(device, &mut trials);
     trials
+}
+
+/// A test of one design that may run beside others.
+fn together(device: &Device, name: String, test: fn(&Device, Design) -> Outcome, design: Design) -> Trial {
+    let device = device.clone();
+    Trial::test(name, move || {
+        let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+        test(&device, design)
+    })
 }
 
 /// The toolkit's assembler is tested without a GPU; the driver has its own.

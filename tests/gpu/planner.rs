@@ -10,13 +10,7 @@ use super::*;
 const BUDGET: Duration = Duration::from_secs(2);
 
 pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
-    let mut add = |name: String, test: fn(&Device, Design) -> Outcome, design: Design| {
-        let device = device.clone();
-        trials.push(Trial::test(name, move || {
-            let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
-            test(&device, design)
-        }));
-    };
+    let mut add = |name, test, design| trials.push(together(device, name, test, design));
     for design in Design::ALL {
         add(format!("planner {design}: every candidate is within the oracle's bound"), candidates, design);
         add(format!("planner {design}: kept and found again, same bits"), cached, design);

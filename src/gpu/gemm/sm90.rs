@@ -231,6 +231,13 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2]
     }
     match cluster {
         Cluster::Share { .. } => {}
+        Cluster::Split(_) if !tile.splits() => {
+            let expected = format!("none for tile {}", tile.name);
+            return Err(Error::mismatch(OPERATION, "split of K", cluster.split(), expected));
+        }
+        Cluster::Parts { parts, .. } if tile.in_turn => {
+            return Err(Error::mismatch(OPERATION, "parts of K", parts, format!("none for tile {}", tile.name)));
+        }
         Cluster::Split(split) if !matches!(split, 2 | 4 | 8) || some_are_empty(steps, split) => {
             let expected =
                 format!("2, 4 or 8, each with some of the {steps:?} steps of {} along K", super::GEMM_TILE_K);
@@ -259,4 +266,61 @@ fn first_steps(steps: [usize; 2], parts: usize) -> [[i32; GEMM_MAX_PARTS + 1]; 2
 fn some_are_empty(steps: [usize; 2], parts: usize) -> bool {
     let table = first_steps(steps, parts);
     (0..parts).any(|part| table.iter().all(|first| first[part] == first[part + 1]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An H200's.
+    const SHARED_BYTES: usize = 232_448;
+
+    fn checked(name: &str, steps: [usize; 2]) -> Result<()> {
+        let GemmVariant::Sm90 { tile, cluster, stages } = name.parse()? else { panic!("{name}") };
+        check(&GEMM_SM90_TILES[tile], cluster, stages, steps, SHARED_BYTES)
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_do_is_refused() {
+        for good in [
+            "sm90:128x64:split4:stages4",
+            "sm90:128x192:parts3:stages4",
+            "sm90:128x128:parts8-share2x1:stages6",
+            "sm90:128x128t:share2x1:stages6",
+        ] {
+            checked(good, [8, 2]).unwrap();
+        }
+        for (bad, steps, part) in [
+            // Where N is free, or warpgroups take turns, blocks have no code to meet.
+            ("sm90:128x192:split2:stages3", [8, 2], "none for tile 128x192"),
+            ("sm90:128x128t:split2:stages3", [8, 2], "none for tile 128x128t"),
+            ("sm90:128x64:split3:stages4", [8, 2], "split of K"),
+            ("sm90:128x64:split8:stages4", [4, 2], "split of K"),
+            ("sm90:128x128t:parts2:stages4", [8, 2], "none for tile 128x128t"),
+            ("sm90:128x64:parts1:stages4", [8, 2], "parts of K"),
+            ("sm90:128x64:parts9:stages4", [80, 2], "parts of K"),
+            ("sm90:128x64:parts0:stages4", [8, 2], "parts of K"),
+            ("sm90:128x64:parts8:stages4", [4, 2], "parts of K"),
+            ("sm90:128x64:parts2-share3x1:stages4", [8, 2], "3 × 1"),
+            ("sm90:16x64:parts2-share4x1:stages4", [8, 2], "4 × 1"),
+            ("sm90:128x64:share0x1:stages4", [8, 2], "0 × 1"),
+            ("sm90:128x64:share1x1:stages1", [8, 2], "stages"),
+            ("sm90:128x64:share1x1:stages17", [8, 2], "stages"),
+        ] {
+            let message = checked(bad, steps).expect_err(bad).to_string();
+            assert!(message.contains(part), "{bad}: {message}");
+        }
+    }
+
+    #[test]
+    fn parts_cover_both_pairs_once() {
+        for steps in [[1, 0], [8, 2], [64, 16], [7, 5], [160, 32]] {
+            for parts in (1..=GEMM_MAX_PARTS).filter(|&parts| !some_are_empty(steps, parts)) {
+                for (first, steps) in first_steps(steps, parts).iter().zip(steps) {
+                    assert_eq!((first[0], first[parts]), (0, steps as i32), "{steps} in {parts}");
+                    assert!(first.is_sorted(), "{first:?}");
+                }
+            }
+        }
+    }
 }

@@ -160,6 +160,7 @@ mod tests {
             "sm90:256x128:share2x1:stages4",
             "sm90:128x64:split4:stages8",
             "sm90:16x64:parts3:stages2",
+            "sm90:128x128:parts4-share2x1:stages6",
         ];
         for name in names {
             assert_eq!(name.parse::<GemmVariant>().unwrap().to_string(), name);
