@@ -43,7 +43,11 @@ struct AttentionParams {
     int k_column, v_column;
     float scale_log2;  // log2(e) / √head_dim
     int causal;
-    int early;  // whether the next kernel may begin once this one has what it waited for, not only when it nears its end
+    int early;  // when the next kernel may begin: 0 when this one nears its end, 1 once it has what it waited for, 2 at once
+    // Where the product that makes qkv counts what is there of it, and how much it is: then this kernel begins while that one still
+    // works on other columns. The next counter is this kernel's own. Null if the kernel before has to end first.
+    unsigned* ready;
+    unsigned ready_count;
 };
 
 template <typename T, int D, int WARPGROUPS, int BN, int STAGES, int BLOCKS>
@@ -66,11 +70,11 @@ struct Attention {
 
     // Where things lie in shared memory.
     struct Place {
-        uint32_t q, stages, full, empty, q_full, q_empty;
+        uint32_t q, stages, full, empty, q_full, q_empty, begin;
         explicit __device__ __forceinline__ Place(uint32_t shared) {
             q = shared, stages = q + Q_BYTES;
             full = stages + STAGES * STAGE, empty = full + STAGES * 8;
-            q_full = empty + STAGES * 8, q_empty = q_full + 8;
+            q_full = empty + STAGES * 8, q_empty = q_full + 8, begin = q_empty + 8;
         }
     };
 
@@ -124,6 +128,7 @@ struct Attention {
                 }
                 ptx::barrier_init(at.q_full, 1);
                 ptx::barrier_init(at.q_empty, WARPGROUPS);
+                ptx::barrier_init(at.begin, 1);
                 ptx::barrier_init_fence();
             }
             __syncwarp();
@@ -131,7 +136,16 @@ struct Attention {
         __syncthreads();
         if (warp >= PRODUCER) {
             ptx::registers_decrease<PRODUCER_REGISTERS>();
-            if (warp == PRODUCER && ptx::elect_one()) produce(p, at);
+            if (warp == PRODUCER && ptx::elect_one()) {
+                if (p.early == 2) ptx::dependents_launch();
+                await_operands(p, at);
+                produce(p, at);
+            }
+            if (warp == PRODUCER + 1 && p.ready != nullptr) {
+                // Whoever waits for this kernel's end relies on that of those before it.
+                ptx::dependency_wait();
+                if (p.early == 1) ptx::dependents_launch();
+            }
             __syncwarp();
         } else {
             ptx::registers_increase<REGISTERS>();
@@ -147,9 +161,25 @@ struct Attention {
             ptx::tensor_load(to + c * ROWS * ROW_BYTES, &map, column + c * CHUNK, row, barrier);
     }
 
+    // Waits for qkv. The product that makes it has waited for all kernels before, so that the output may be written then.
+    static __device__ __forceinline__ void await_operands(const AttentionParams& p, const Place& at) {
+        if (p.ready == nullptr) {
+            ptx::dependency_wait();
+            if (p.early == 1) ptx::dependents_launch();
+        } else {
+            constexpr int PAUSE = 20, LONG = 1 << 24;  // seconds, after which something must be wrong
+            for (int i = 0; ptx::count_of(p.ready) < p.ready_count; ++i) {
+                ptx::pause(PAUSE);
+                if (i == LONG) ptx::trap();
+            }
+            ptx::async_proxy_fence_global();
+            // The last block to have seen it makes both counters ready for the next layer.
+            if (ptx::count_up_and_get(p.ready + 1) == gridDim.x - 1) p.ready[0] = 0, p.ready[1] = 0;
+        }
+        ptx::barrier_arrive(at.begin);
+    }
+
     static __device__ __forceinline__ void produce(const AttentionParams& p, const Place& at) {
-        ptx::dependency_wait();
-        if (p.early) ptx::dependents_launch();
         Ring ring;
         uint32_t q_parity = 1;
         Tile tile;
@@ -174,7 +204,7 @@ struct Attention {
                 }
             }
         }
-        ptx::dependents_launch();
+        if (!p.early) ptx::dependents_launch();
     }
 
     // A consumer thread has two rows, `row` and 8 below, and two neighbouring columns in every eight of a tile of scores or
@@ -187,7 +217,8 @@ struct Attention {
     static __device__ __forceinline__ void consume(const AttentionParams& p, const Place& at, int warp) {
         const Consumer me = {warp / 4, static_cast<int>(threadIdx.x % 32), threadIdx.x % 128 == 0};
         const int warp_row = me.group * 64 + warp % 4 * 16;
-        ptx::dependency_wait();  // before the first store: a tile without keys waits for no operand
+        ptx::barrier_wait(at.begin, 0);  // before the first store: a tile without keys waits for no operand
+        if (p.ready == nullptr) ptx::dependency_wait();
         Ring ring;
         uint32_t q_parity = 0;
         if (WARPGROUPS > 1 && me.group == WARPGROUPS - 1) ptx::named_barrier_arrive(TURN, 256);  // the first one's turn

@@ -102,6 +102,8 @@ struct Gemm {
             __syncthreads();
         }
 
+        // Who waits for tiles is not held up by others.
+        if (p.ready != nullptr) ptx::dependents_launch();
         if (warp == W_WARP) {
             if (ptx::elect_one()) produce<true>(p, at, log2_cluster);
             __syncwarp();
@@ -175,16 +177,19 @@ struct Gemm {
         typename Tile::Corner corner;
         int& edge = Tile::FREE_IS_M ? corner.n0 : corner.m0;  // of the 64 rows
         bool mine = !Tile::IN_TURN || group == 0;
+        bool counts = false;  // whether the tile before is to be counted
         if (Tile::IN_TURN && group == 1) ptx::named_barrier_arrive(TURN, 256);
         const int stride = gridDim.x >> log2_cluster;
         for (int index = blockIdx.x >> log2_cluster; Tile::tile_at(p, at, index, corner); index += stride) {
             if (mine) {
+                const bool early = p.ready != nullptr && corner.n0 < p.ready_columns;
                 if (!Tile::IN_TURN) edge += group * 64;
                 finish.begin(p, at, me, corner);
                 // The parity of a stage's barrier tells two rounds apart, not three: who is not through with the tile before
                 // must not be overtaken.
                 if (Tile::IN_TURN) ptx::named_barrier(TURN + group, 256);
-                multiply(p, at, log2_cluster, me, corner.steps(p), index + stride < p.rows * p.columns * p.parts, d, ring);
+                multiply(p, at, log2_cluster, me, corner.steps(p), index + stride < p.rows * p.columns * p.parts, d, ring,
+                         counts);
                 finish.end(p, at, me, corner, d[0]);
 #pragma unroll
                 for (int part = 1; part < Tile::OWN_PARTS; ++part) {
@@ -192,12 +197,23 @@ struct Gemm {
                     finish.begin(p, at, me, corner);
                     finish.end(p, at, me, corner, d[part]);
                 }
+                counts = early;
             } else {
                 ring.skip(corner.steps(p), p.stages);
             }
             if (Tile::IN_TURN) mine = !mine;
         }
+        count(p, me, counts);
         if (me.leads) ptx::bulk_wait_read<0>();
+    }
+
+    // Tells that the tile before is in memory, if somebody waits for it.
+    static __device__ __forceinline__ void count(const GemmParams& p, const Consumer& me, bool& counts) {
+        if (counts && me.leads) {
+            ptx::bulk_wait();
+            ptx::count_up(p.ready);
+        }
+        counts = false;
     }
 
     // Descriptor of a K-major operand in shared memory with 128-byte swizzle: rows of 128 bytes, atoms of eight rows.
@@ -208,7 +224,8 @@ struct Gemm {
 
     static __device__ __forceinline__ void multiply(const GemmParams& p, const Place& at, int log2_cluster, const Consumer& me,
                                                     int steps, bool others_turn,
-                                                    float (&d)[Tile::OWN_PARTS][Tile::WIDTH / 2], Ring& ring) {
+                                                    float (&d)[Tile::OWN_PARTS][Tile::WIDTH / 2], Ring& ring, bool& counts) {
+        constexpr int STORED = 4;  // steps after which the tile before is in memory, or nearly
         // A stage has been read when a warpgroup's products have finished; then a warp for each block that loads into this one's
         // stages tells that block. One lane of it: lanes with addresses of their own would take turns.
         const int block = me.warp % 4;
@@ -239,7 +256,9 @@ struct Gemm {
             if (previous >= 0 && tells) ptx::barrier_arrive_cluster(empty + previous * 8);
             previous = ring.stage;
             ring.advance(p.stages);
+            if (step == STORED) count(p, me, counts);
         }
+        count(p, me, counts);
         if (Tile::IN_TURN && others_turn) ptx::named_barrier_arrive(TURN + 1 - me.group, 256);
         ptx::warpgroup_wait<0>();
 #pragma unroll

@@ -237,6 +237,30 @@ __device__ __forceinline__ void bulk_wait_read() {
     asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(PENDING) : "memory");
 }
 
+// Waits until all of this thread's bulk stores are in memory.
+__device__ __forceinline__ void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;\n" ::: "memory"); }
+
+// Counters in memory by which kernels that run at the same time tell each other how far they are. What a thread wrote before it
+// counts is there for who has read the count; bulk copies must be ordered behind that by `async_proxy_fence_global`.
+__device__ __forceinline__ void count_up(unsigned* counter) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(counter) : "memory");
+}
+__device__ __forceinline__ unsigned count_of(const unsigned* counter) {
+    unsigned value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(value) : "l"(counter) : "memory");
+    return value;
+}
+// Counts up; the count before.
+__device__ __forceinline__ unsigned count_up_and_get(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
+// Ends the kernel with an error.
+__device__ __forceinline__ void trap() { asm volatile("trap;\n"); }
+// Orders accesses to memory, by this thread or known to it, before its later bulk copies.
+__device__ __forceinline__ void async_proxy_fence_global() { asm volatile("fence.proxy.async.global;\n" ::: "memory"); }
+
 // Orders ordinary accesses to shared memory before later bulk copies' and products'.
 __device__ __forceinline__ void async_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 

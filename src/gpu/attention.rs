@@ -7,7 +7,7 @@ mod variant;
 
 use super::batch::{Batch, Sequences};
 use super::device::{Device, Stream};
-use super::gemm::Meanwhile;
+use super::gemm::{Meanwhile, Ready};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::tiles::ATTENTION_TILES;
@@ -34,9 +34,22 @@ pub(super) struct Attention {
     pub(super) variant: Option<AttentionVariant>,
     /// Programmatic dependent launch; the portable kernel ignores it.
     pub(super) overlap: bool,
-    /// Lets the next kernel, if that has `overlap`, begin as soon as what this one reads is complete; else when this one has
-    /// asked for all that it reads.
-    pub(super) early: bool,
+    /// When the next kernel, if that has `overlap`, may begin.
+    pub(super) next: Next,
+    /// With `overlap`: the product that makes `qkv` is the kernel before, and counts there what it has made, up to that number.
+    /// Only Hopper's kernel waits for that instead of the product's end.
+    pub(super) ready: Option<(Ready, u32)>,
+}
+
+/// When the kernel after an attention may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// When attention has asked for all that it reads.
+    NearEnd = 0,
+    /// When the kernel before attention has ended.
+    WithOperands = 1,
+    /// With attention.
+    AtOnce = 2,
 }
 
 /// The planner's choice for this device.
@@ -55,6 +68,12 @@ pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -
         (AttentionVariant::Sm90 { rows }, Some(sm90)) => sm90.takes(device, attention, rows),
         _ => Meanwhile::default(),
     })
+}
+
+/// Whether this attention can wait for a count, see [`Attention::ready`].
+pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<bool> {
+    let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
+    Ok(attention.overlap && matches!(variant, AttentionVariant::Sm90 { .. }))
 }
 
 /// Loads what a variant needs. An error if it cannot be had for heads of that width.
@@ -129,7 +148,8 @@ impl Attention {
             causal: config.causal,
             variant: None,
             overlap: false,
-            early: false,
+            next: Next::NearEnd,
+            ready: None,
         }
     }
 
@@ -210,7 +230,8 @@ mod tests {
             causal: false,
             variant: None,
             overlap: false,
-            early: false,
+            next: Next::NearEnd,
+            ready: None,
         };
         good.check().unwrap();
         Attention { key_value_heads: 1, qkv: matrix(0x1000, 128), ..good }.check().unwrap();

@@ -53,6 +53,18 @@ pub(super) struct Gemm {
     pub(super) first_early: bool,
     /// What another kernel needs meanwhile. For the planner.
     pub(super) meanwhile: Meanwhile,
+    /// Tells a kernel after this one what is there already of C. Only Hopper's kernel can.
+    pub(super) ready: Option<Ready>,
+}
+
+/// Where a product counts the tiles of C that are in memory, so that the next kernel on its stream can begin with them before the
+/// product has ended. That kernel waits until there are as many as [`counts`] says, and then makes the counter 0 again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ready {
+    /// Pointer to two u32, 0 before the launch. The second one is the next kernel's.
+    pub(super) counters: u64,
+    /// Only the columns of C before this one.
+    pub(super) columns: usize,
 }
 
 /// What a kernel that runs at the same time has of the device.
@@ -80,6 +92,7 @@ impl Gemm {
             overlap: false,
             first_early: false,
             meanwhile: Meanwhile::default(),
+            ready: None,
         }
     }
 
@@ -173,6 +186,14 @@ fn hopper(kernels: &Kernels, variant: GemmVariant) -> Result<&sm90::Sm90Gemm> {
 /// Whether there is a kernel for a product with another A from some column on.
 pub(super) fn takes_two_inputs(kernels: &Kernels) -> bool {
     kernels.gemm_sm90.is_some()
+}
+
+/// What the product counts up to, if its kernel can count: see [`Ready`].
+pub(super) fn counts(kernels: &Kernels, device: &Device, gemm: &Gemm, ready: Ready) -> Result<Option<u32>> {
+    Ok(match gemm.variant(kernels, device)? {
+        GemmVariant::Sm80 { .. } => None,
+        GemmVariant::Sm90 { tile, cluster, .. } => Some(sm90::counted(tile, cluster, gemm.shape().0, ready.columns)?),
+    })
 }
 
 /// Launches the product on `stream`.
@@ -349,6 +370,7 @@ mod tests {
             beside: None,
             sums: 0,
             meanwhile: Meanwhile::default(),
+            ready: None,
         }
     }
 

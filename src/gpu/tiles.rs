@@ -191,9 +191,9 @@ impl Sm90AttentionTile {
         }
     }
 
-    /// Q, the stages, two barriers each, and Q's two.
+    /// Q, the stages, two barriers each, Q's two, and one for the beginning.
     pub(crate) const fn shared_bytes(&self) -> u32 {
-        ((self.rows() + self.stages * self.keys) * self.head_dim * 2 + (2 * self.stages + 2) * 8) as u32
+        ((self.rows() + self.stages * self.keys) * self.head_dim * 2 + (2 * self.stages + 3) * 8) as u32
     }
 }
 

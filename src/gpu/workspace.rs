@@ -25,6 +25,8 @@ pub enum Branch {
 #[derive(Debug)]
 pub struct Workspace {
     buffer: Buffer,
+    /// Two u32, 0 between calls: see `gemm::Ready`.
+    counters: Buffer,
     device: Device,
     /// Of as many positions as there are rows: no sequence that fits is longer.
     rotary: Option<RotaryTable>,
@@ -43,6 +45,7 @@ pub struct Workspace {
 }
 
 const SCRATCH: usize = 6;
+const COUNTERS_BYTES: usize = 256;
 
 /// The scratch matrices. Each branch writes its own; nothing is shared between them.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +62,8 @@ pub(super) struct Scratch {
     pub(super) inner: Matrix,
     /// fp32 `[GEMM_MAX_PARTS, rows, hidden_size]`, or 0 where there are too many rows for that: see `Gemm::sums`.
     pub(super) sums: u64,
+    /// Pointer to two u32: see `gemm::Ready`.
+    pub(super) counters: u64,
 }
 
 /// Columns of the scratch matrices, in the order of [`Scratch`]'s fields.
@@ -74,7 +79,7 @@ fn matrix_bytes(rows: usize, cols: usize) -> usize {
 impl Workspace {
     pub(super) fn bytes(config: &LayerConfig, rows: usize) -> usize {
         let table = config.rotary.map_or(0, |rotary| RotaryTable::bytes(&rotary, rows));
-        Self::scratch_bytes(config, rows) + table
+        Self::scratch_bytes(config, rows) + COUNTERS_BYTES + table
     }
 
     fn scratch_bytes(config: &LayerConfig, rows: usize) -> usize {
@@ -84,7 +89,10 @@ impl Workspace {
     }
 
     pub(super) fn new(device: &Device, config: &LayerConfig, rows: usize) -> Result<Self> {
+        let counters = Buffer::new(device, "a workspace's counters", COUNTERS_BYTES)?;
+        counters.fill_u16(0)?;
         Ok(Self {
+            counters,
             buffer: Buffer::new(device, "a workspace", Self::scratch_bytes(config, rows))?,
             device: device.clone(),
             rotary: config.rotary.map(|rotary| RotaryTable::new(device, &rotary, rows)).transpose()?,
@@ -164,6 +172,7 @@ impl Workspace {
         let columns = |from: usize, cols| Matrix { pointer: wide.pointer + (from * Dtype::BYTES) as u64, cols, ..wide };
         let (qkv, inner) = (columns(0, self.qkv), columns(self.qkv, wide.cols - self.qkv));
         let sums = if rows <= plan::MAX_ROWS_IN_PARTS { pointer } else { 0 };
-        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, inner, sums }
+        let counters = self.counters.pointer();
+        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, inner, sums, counters }
     }
 }

@@ -41,7 +41,10 @@ struct Params {
     scale_log2: f32,
     causal: i32,
     early: i32,
-    padding: [i32; 13],
+    padding_1: i32,
+    ready: u64,
+    ready_count: u32,
+    padding: [i32; 9],
 }
 
 impl Sm90Attention {
@@ -91,8 +94,11 @@ impl Sm90Attention {
             v_column: attention.v_column(),
             scale_log2: attention.scale_log2(),
             causal: causal.into(),
-            early: attention.early.into(),
-            padding: [0; 13],
+            early: attention.next as i32,
+            padding_1: 0,
+            ready: attention.ready.map_or(0, |(ready, _)| ready.counters),
+            ready_count: attention.ready.map_or(0, |(_, count)| count),
+            padding: [0; 9],
         };
         // Blocks are persistent: as many as find a place.
         let tiles = sequences.batch * sequences.seq_len.div_ceil(rows) * heads;

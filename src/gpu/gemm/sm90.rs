@@ -57,6 +57,7 @@ struct Params {
     residual_map: TensorMap,
     bias: u64,
     sums: u64,
+    ready: u64,
     m: i32,
     n: i32,
     first_step: [[i32; GEMM_MAX_PARTS + 1]; 2],
@@ -73,8 +74,9 @@ struct Params {
     group_m: i32,
     a_from: i32,
     columns_before: i32,
+    ready_columns: i32,
     first_early: i32,
-    padding: [i32; 10],
+    padding: [i32; 7],
 }
 
 impl Sm90Gemm {
@@ -170,6 +172,7 @@ impl Sm90Gemm {
             residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
             sums: gemm.sums,
+            ready: gemm.ready.map_or(0, |ready| ready.counters),
             m: m as i32,
             n: n as i32,
             first_step: first_steps(steps, split * cluster.parts()),
@@ -186,8 +189,9 @@ impl Sm90Gemm {
             group_m: (plan::GROUP_M / cluster_m).max(1) as i32,
             a_from: edge as i32,
             columns_before: if edge > 0 { before as i32 } else { i32::MAX },
+            ready_columns: gemm.ready.map_or(0, |ready| ready.columns as i32),
             first_early: gemm.first_early.into(),
-            padding: [0; 10],
+            padding: [0; 7],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;
@@ -209,6 +213,16 @@ impl Sm90Gemm {
             self.functions[tile_index].launch_with(stream, grid, tile.shared_bytes(stages, cluster) as u32, &parameters)
         }
     }
+}
+
+/// How often `columns` of C, which has `m` rows, are counted: each tile by each warpgroup that stores some of it. Clusters' tiles
+/// may lie below C.
+pub(super) fn counted(tile: usize, cluster: Cluster, m: usize, columns: usize) -> Result<u32> {
+    let tile = GEMM_SM90_TILES.get(tile).ok_or_else(|| super::no_such_tile(tile))?;
+    let (_, down) = cluster.shared();
+    let tiles = m.div_ceil(tile.m * down) * down * columns.div_ceil(tile.n);
+    let warpgroups = if tile.in_turn { 1 } else { tile.consumers() };
+    Ok((tiles * warpgroups * cluster.split()) as u32)
 }
 
 /// What the kernel asks of a variant.
@@ -310,6 +324,34 @@ mod tests {
             let message = checked(bad, steps).expect_err(bad).to_string();
             assert!(message.contains(part), "{bad}: {message}");
         }
+    }
+
+    #[test]
+    fn what_attention_waits_for_is_every_warpgroups_share_of_its_tiles() {
+        let counted = |name: &str, m, columns| {
+            let GemmVariant::Sm90 { tile, cluster, .. } = name.parse().unwrap() else { panic!("{name}") };
+            super::counted(tile, cluster, m, columns).unwrap()
+        };
+        // Two warpgroups share a tile, of which one in five columns is another product's too.
+        assert_eq!(counted("sm90:128x224:share1x1:stages4", 512, 1008), 4 * 5 * 2);
+        // They take turns; one has it alone.
+        assert_eq!(counted("sm90:128x128t:share1x1:stages6", 512, 3072), 4 * 24);
+        assert_eq!(counted("sm90:128x64:share1x1:stages9", 100, 3072), 48);
+        // Three rows of tiles are two of pairs, of which the last has one tile below C; three columns are no reason for a fourth.
+        assert_eq!(counted("sm90:128x128:share1x2:stages6", 300, 384), 4 * 3 * 2);
+        assert_eq!(counted("sm90:128x128:share2x1:stages6", 300, 384), 3 * 3 * 2);
+        // Each block of a split finishes some rows of the tile.
+        assert_eq!(counted("sm90:128x64:split4:stages4", 100, 64), 4);
+    }
+
+    #[test]
+    fn tiles_begin_anew_at_an_edge() {
+        let tile = GEMM_SM90_TILES.iter().find(|tile| tile.name == "128x224").unwrap();
+        let clusters = |n, edge, across| tile.clusters(300, n, edge, Cluster::Share { n: across, m: 1 });
+        assert_eq!(clusters(14336, 0, 1), (3, 0, 64));
+        assert_eq!(clusters(14336, 6144, 1), (3, 28, 28 + 37));
+        assert_eq!(clusters(14336, 6144, 2), (3, 14, 14 + 19));
+        assert_eq!(clusters(7168, 3136, 2), (3, 7, 7 + 9));
     }
 
     #[test]
