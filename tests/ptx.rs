@@ -69,9 +69,12 @@ fn modules_assemble_without_spills_or_warnings() {
         let threads: Vec<_> = MODULES.iter().map(|module| scope.spawn(|| check(module))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a module does not assemble cleanly")).sum()
     });
-    // For two element types: the portable GEMM and attention, norms and rotary embeddings on five architectures, Hopper's GEMM
-    // and attention, norms and rotary embeddings on its own.
-    assert!(kernels >= 2 * (5 * (8 + 18 + 6 + 7) + 11 + 13 + 6 + 7), "the assembler reported only {kernels} kernels");
+    // For two element types: the portable GEMM and attention, norms, rotary embeddings and what is around the layers on five
+    // architectures, Hopper's GEMM and attention, norms and rotary embeddings on its own.
+    assert!(
+        kernels >= 2 * (5 * (8 + 18 + 6 + 7 + 5) + 11 + 13 + 6 + 7),
+        "the assembler reported only {kernels} kernels"
+    );
 }
 
 #[test]

@@ -19,6 +19,16 @@ pub enum Pooling {
     Cls,
 }
 
+impl Pooling {
+    /// Rows of a sequence that count; no more than it has do.
+    pub(crate) fn most_rows(self) -> usize {
+        match self {
+            Self::Mean => usize::MAX,
+            Self::Cls => 1,
+        }
+    }
+}
+
 /// A model, ready to run on the CPU in f32.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -166,10 +176,7 @@ impl Model {
         check_len("pool", "hidden", hidden.len(), [shape.rows(), hidden_size])?;
         let mut pooled = zeros(shape.batch(), hidden_size)?;
         pooled.par_chunks_exact_mut(hidden_size).enumerate().for_each(|(i, pooled)| {
-            let length = match pooling {
-                Pooling::Mean => shape.length(i),
-                Pooling::Cls => shape.length(i).min(1),
-            };
+            let length = shape.length(i).min(pooling.most_rows());
             let first = shape.first_row(i) * hidden_size;
             for row in hidden[first..first + length * hidden_size].chunks_exact(hidden_size) {
                 pooled.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);

@@ -14,6 +14,7 @@
 mod attention;
 mod batch;
 mod device;
+mod embed;
 mod encoder;
 mod gemm;
 mod graph;
