@@ -4,10 +4,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 
 use paf_cuda::checkpoint::{Checkpoint, Tokenizer, Tokens};
-use paf_cuda::cpu::{Encoder, Model, Pooling};
+use paf_cuda::cpu::{Model, Pooling};
 use paf_cuda::{Design, Schedule};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -57,8 +56,13 @@ impl Folder {
     }
 
     fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Output {
+        self.run_on("cpu", arguments, stdin)
+    }
+
+    /// On the engine of that name.
+    fn run_on(&self, backend: &str, arguments: &[&str], stdin: &[u8]) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_paf"))
-            .args(["run", "--checkpoint", self.0.path().to_str().unwrap()])
+            .args(["run", "--backend", backend, "--checkpoint", self.0.path().to_str().unwrap()])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -105,8 +109,7 @@ impl Folder {
         if let Some(design) = design {
             checkpoint = checkpoint.with_design(design).unwrap();
         }
-        let encoder = Encoder::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect())).unwrap();
-        let model = Model::new(encoder, checkpoint.model_weights()).unwrap();
+        let model = Model::from_checkpoint(&checkpoint).unwrap();
         Library { model, tokenizer: Tokenizer::open(self.0.path()).unwrap() }
     }
 }
@@ -521,7 +524,8 @@ fn a_reader_that_leaves_is_no_error() {
     let folder = Folder::new("bert_encoder");
     let input = folder.write("texts.jsonl", json_lines().repeat(200));
     let mut child = Command::new(env!("CARGO_BIN_EXE_paf"))
-        .args(["run", "--checkpoint", folder.0.path().to_str().unwrap(), "--input", &input, "--batch-tokens", "64"])
+        .args(["run", "--backend", "cpu", "--checkpoint", folder.0.path().to_str().unwrap(), "--input", &input])
+        .args(["--batch-tokens", "64"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -530,6 +534,44 @@ fn a_reader_that_leaves_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+}
+
+/// These models have heads that no kernel is for: whichever engine `auto` looks at first, they run on the CPU.
+#[test]
+fn auto_says_that_the_cpu_runs() {
+    let folder = Folder::new("bert_encoder");
+    let expected = folder.results(&["--text", "w5 w6"]);
+    let output = folder.run_on("auto", &["--text", "w5 w6", "--dtype", "f16"], b"");
+    let stderr = text(&output.stderr);
+    assert_eq!((output.status.code(), lines(&output.stdout)), (Some(0), expected), "{stderr}");
+    assert!(stderr.contains("using the CPU engine") && stderr.lines().count() == 1, "{stderr}");
+}
+
+#[test]
+fn engines_and_types_that_are_none_are_usage_errors() {
+    let folder = Folder::new("bert_encoder");
+    let refuses = |arguments: &[&str], parts: &[&str]| {
+        let output = folder.run_on("cpu", &[&["--text", "w5"], arguments].concat(), b"");
+        let stderr = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(2), ""), "{stderr}");
+        parts.iter().for_each(|part| assert!(stderr.contains(part), "{part:?} is missing in: {stderr}"));
+    };
+    refuses(&["--dtype", "f32"], &["f32", "bf16 or f16"]);
+    refuses(&["--device", "first"], &["first", "--device"]);
+    let output = folder.run_on("tpu", &["--text", "w5"], b"");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("auto, cuda, cpu"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_a_failure() {
+    let folder = Folder::new("bert_encoder");
+    let output = folder.run_on("cuda", &["--text", "w5", "--device", "4096"], b"");
+    let stderr = text(&output.stderr);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""), "{stderr}");
+    // Without the kernels they are missing; without a driver that is; with one, device 4096.
+    let causes = if cfg!(feature = "cuda") { ["no CUDA driver", "no CUDA device 4096"] } else { ["no CUDA kernels"; 2] };
+    assert!(causes.iter().any(|cause| stderr.contains(cause)), "{stderr}");
 }
 
 #[test]
@@ -543,7 +585,8 @@ fn a_real_model_gives_the_vectors_that_transformers_gives() {
     std::fs::write(&input, lines.collect::<String>()).unwrap();
     let vectors = folder.path().join("vectors.safetensors");
     let status = Command::new(env!("CARGO_BIN_EXE_paf"))
-        .args(["run", "--normalize", "--format", "safetensors", "--batch-tokens", "100", "--checkpoint"])
+        .args(["run", "--backend", "cpu", "--normalize", "--format", "safetensors", "--batch-tokens", "100"])
+        .arg("--checkpoint")
         .arg(root.join(".minilm/model"))
         .arg("--input")
         .arg(&input)

@@ -21,6 +21,7 @@ mod graph;
 pub mod kernel;
 mod launch;
 mod memory;
+mod model;
 mod norm;
 #[cfg(feature = "cli")]
 pub mod peer;
@@ -36,5 +37,8 @@ pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version
 pub use encoder::{Encoder, EncoderWeights};
 pub use graph::{Edges, Graph};
 pub use memory::{Floats, Tensor};
+pub use model::{Model, ModelWorkspace};
 pub use plan::{LayerProduct, Plan, Planned, Planner, Timed};
 pub use workspace::{Branch, Workspace};
+
+pub use crate::cpu::Pooling;
