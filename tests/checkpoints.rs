@@ -3,6 +3,8 @@
 #![cfg(feature = "checkpoint")]
 
 mod common;
+#[path = "common/enlarge.rs"]
+mod enlarge;
 
 use std::path::PathBuf;
 
@@ -222,6 +224,31 @@ fn layers_alone_and_folders_by_name_are_what_open_checkpoints_are() {
     }
     let missing = Encoder::from_pretrained("no such folder").unwrap_err();
     assert!(missing.to_string().contains("no such folder"), "{missing}");
+}
+
+/// What the GPU's suite runs, since no kernel is as narrow as the folders' models: it is whole, and the engines agree on it.
+#[test]
+fn enlarged_checkpoints_are_models_too() {
+    for (case, small) in Case::all().into_iter().zip(enlarge::folders().unwrap()) {
+        let large = tempfile::tempdir().unwrap();
+        enlarge::enlarge(&small, large.path()).unwrap();
+        let checkpoint = Checkpoint::open(large.path()).unwrap();
+        let layer = &checkpoint.config().layer;
+        assert!(layer.head_dim == 32 && layer.intermediate_size.is_multiple_of(8), "{}: {layer:?}", case.name);
+        let own = &case.checkpoint.config().layer;
+        assert_eq!(layer.num_key_value_heads, own.num_key_value_heads, "{}", case.name);
+        assert_eq!((checkpoint.has_head(), checkpoint.embedding_sizes().vocab_size), (case.logits.is_some(), 37));
+        let model = Model::from_checkpoint(&checkpoint).unwrap();
+        let types = case.token_types.as_deref();
+        let got = model.forward(Schedule::Serial, &case.shape, &case.ids, types).unwrap();
+        let layers: Vec<_> = checkpoint.layers().collect();
+        let weights = checkpoint.model_weights();
+        let exact = Rounding::Exact;
+        let expected =
+            oracle::hidden_states(checkpoint.config(), &layers, &weights, &case.shape, &case.ids, types, exact)
+                .unwrap();
+        check_f32(&got, &expected, model.encoder()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
 //! disturbance, and what must be refused. Where there is no CUDA device every test is reported as ignored.
 
+#[path = "gpu/models.rs"]
+mod models;
 #[path = "gpu/planner.rs"]
 mod planner;
 
@@ -86,6 +88,7 @@ fn trials(device: &Device) -> Vec<Trial> {
         }));
     }
     planner::trials(device, &mut trials);
+    models::trials(device, &mut trials);
     trials
 }
 

@@ -110,18 +110,18 @@ mod tests {
             let flat = |elements: &ModelElements<'_>| {
                 let ModelElements { word, position, token_type, embedding_norm, final_norm, pooler, head } = elements;
                 let mut tensors = vec![("word", read(&**word))];
-                let mut add = |name, tensor: &Box<dyn Elements + '_>| tensors.push((name, read(&**tensor)));
-                position.iter().for_each(|tensor| add("position", tensor));
-                token_type.iter().for_each(|tensor| add("token type", tensor));
-                embedding_norm.iter().flatten().for_each(|tensor| add("embedding norm", tensor));
-                final_norm.iter().flatten().for_each(|tensor| add("final norm", tensor));
-                pooler.iter().flatten().for_each(|tensor| add("pooler", tensor));
+                let mut add = |name, tensor: &dyn Elements| tensors.push((name, read(tensor)));
+                position.iter().for_each(|tensor| add("position", &**tensor));
+                token_type.iter().for_each(|tensor| add("token type", &**tensor));
+                embedding_norm.iter().flatten().for_each(|tensor| add("embedding norm", &**tensor));
+                final_norm.iter().flatten().for_each(|tensor| add("final norm", &**tensor));
+                pooler.iter().flatten().for_each(|tensor| add("pooler", &**tensor));
                 if let Some(HeadElements { transform, decoder, bias }) = head {
                     if let Some(TransformElements { dense, norm, .. }) = transform {
-                        dense.iter().chain(norm).for_each(|tensor| add("transform", tensor));
+                        dense.iter().chain(norm).for_each(|tensor| add("transform", &**tensor));
                     }
-                    decoder.iter().for_each(|tensor| add("decoder", tensor));
-                    bias.iter().for_each(|tensor| add("bias", tensor));
+                    decoder.iter().for_each(|tensor| add("decoder", &**tensor));
+                    bias.iter().for_each(|tensor| add("bias", &**tensor));
                 }
                 tensors
             };

@@ -9,6 +9,9 @@
 //! A [`Plan`] is such a schedule, with the variants of kernels that it shall use; a schedule alone leaves these to an estimate. A
 //! [`Planner`] finds the fastest plan for a batch shape by measuring, and can keep it in a file.
 //!
+//! A [`Model`] is an encoder with what a language model has around its layers: from token ids to hidden states, which stay on the
+//! device in a [`ModelWorkspace`], and from these to logits or pooled vectors. Unlike the encoder's, its calls copy from and to the host.
+//!
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
 
 mod attention;

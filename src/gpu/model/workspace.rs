@@ -2,7 +2,7 @@
 
 use super::Model;
 use super::weights::DeviceWeights;
-use crate::config::BatchShape;
+use crate::config::{BatchShape, check_dimension};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::batch::Batch;
@@ -77,9 +77,8 @@ impl Room {
 impl ModelWorkspace {
     pub(super) fn new(model: &Model, stream: &Stream, rows: usize, sequences: usize) -> Result<Self> {
         let (device, dtype, room) = (stream.device(), model.encoder.dtype(), Room::new(model, rows, sequences));
-        // What no batch has.
-        BatchShape::new(1, rows)?;
-        BatchShape::new(sequences, 1)?;
+        check_dimension("rows", rows)?;
+        check_dimension("sequences", sequences)?;
         // NaN at first, in the two types alike: what is read before it is written stays visible.
         let matrix = |rows| Tensor::poisoned(device, dtype, rows, room.hidden_size);
         let logits = (room.logits > 0).then(|| Tensor::poisoned(device, dtype, LOGITS_ROWS, room.logits));
