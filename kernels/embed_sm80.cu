@@ -1,12 +1,13 @@
 // What a language model has around its layers, for every card:
 //
-//   embed  out[r] = norm(Σₜ tableₜ[indexₜ[r]])       up to three tables (words, positions, token types); the norm if there is one
+//   embed  out[r] = norm(Σₜ tableₜ[indexₜ[r]])       up to three tables (words, token types, positions); the norm if there is one
 //   pool   out[s] = Σ hidden[r] / n                  over the first n rows of sequence s; zeros where n is 0
 //   tanh   out = tanh(x)
 //
-// Tables, norm, hidden and x are 16-bit, row-major and without gaps, hidden a multiple of 8; out is 16-bit [rows, hidden] of embed, and
-// fp32 [batch, hidden] of pool, [rows, hidden] of tanh. Sums are fp32, and the norm is of the unrounded sum. A row of embed whose
-// first index is negative is padding: zeros. With one table and no norm embed gathers rows, and changes no bit of them.
+// Tables, norm, hidden and x are 16-bit, row-major and without gaps, hidden_size a multiple of 8; out is 16-bit [rows, hidden_size]
+// of embed, and fp32 of the others: [batch, hidden_size] of pool, x's shape of tanh. Sums are fp32, and the norm is of the unrounded
+// sum. A row of embed whose first index is negative is padding: zeros. With one table and no norm embed gathers rows, and changes
+// no bit of them.
 //
 // Idea: memory traffic is all there is. embed holds the row in registers from the one read of each table to the one write, as
 // norm.cuh does, and its variance is the second pass over those registers. In pool a warp reads 512 bytes of a row at a time, warps

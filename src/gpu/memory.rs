@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::device::{Device, Stream};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::weights::Elements;
+use crate::weights::{Elements, in_pieces};
 
 /// An owned allocation. Dropping it waits for the device first, so that no kernel can still be using it.
 #[derive(Debug)]
@@ -78,14 +78,9 @@ impl Buffer {
     /// the host's memory are needed whatever their number.
     pub(super) fn write_rounded(&self, offset_bytes: usize, dtype: Dtype, elements: &dyn Elements) -> Result<()> {
         const PIECE: usize = 1 << 22;
-        let len = elements.len();
-        let mut values = vec![0.0; len.min(PIECE)];
-        for first in (0..len).step_by(PIECE) {
-            let values = &mut values[..PIECE.min(len - first)];
-            elements.read(first, values);
-            self.write(offset_bytes + first * Dtype::BYTES, &to_bits(dtype, values))?;
-        }
-        Ok(())
+        in_pieces(elements, PIECE, |first, values| {
+            self.write(offset_bytes + first * Dtype::BYTES, &to_bits(dtype, values))
+        })
     }
 
     /// Enqueues a copy of `values` to `offset_bytes` on `stream`, in its order. The values may change when this returns.

@@ -2,6 +2,7 @@
 
 use super::{Dense, Head, LayerWeights, ModelWeights, NormWeights, Transform};
 use crate::config::HiddenAct;
+use crate::error::Result;
 
 /// The elements of a tensor.
 pub(crate) trait Elements: Sync {
@@ -20,6 +21,22 @@ impl Elements for &Vec<f32> {
     fn read(&self, first: usize, to: &mut [f32]) {
         to.copy_from_slice(&self[first..first + to.len()]);
     }
+}
+
+/// Calls `visit` with the first element's number and the elements of one piece after the other, of `most` elements or, the last, fewer.
+/// One piece's memory is all that it takes.
+pub(crate) fn in_pieces(
+    elements: &dyn Elements,
+    most: usize,
+    mut visit: impl FnMut(usize, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let len = elements.len();
+    let mut values = vec![0.0; len.min(most)];
+    (0..len).step_by(most).try_for_each(|first| {
+        let piece = &mut values[..most.min(len - first)];
+        elements.read(first, piece);
+        visit(first, piece)
+    })
 }
 
 type Tensor<'a> = Box<dyn Elements + 'a>;
@@ -86,6 +103,28 @@ impl<'a> From<&'a ModelWeights> for ModelElements<'a> {
                 decoder: decoder.as_ref().map(tensor),
                 bias: bias.as_ref().map(tensor),
             }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_follow_each_other_and_end_with_the_elements() {
+        for len in [0usize, 1, 6, 7, 8, 21, 22] {
+            let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let (mut got, mut sizes) = (Vec::new(), Vec::new());
+            in_pieces(&&values, 7, |first, piece| {
+                assert_eq!(first, got.len());
+                got.extend_from_slice(piece);
+                sizes.push(piece.len());
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!(got, values);
+            assert!(sizes.len() == len.div_ceil(7) && sizes.iter().rev().skip(1).all(|&size| size == 7), "{sizes:?}");
         }
     }
 }

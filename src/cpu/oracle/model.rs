@@ -13,7 +13,8 @@ use crate::weights::{LayerWeights, ModelWeights, TokenRows};
 /// Rounded: each partial sum, and the norm's result.
 ///
 /// # Errors
-/// What [`ModelWeights::check`] finds; [`Error::Mismatch`](crate::Error::Mismatch) as [`Model::embed`](crate::cpu::Model::embed) has it.
+/// What [`ModelWeights::check`] finds; [`Error::Mismatch`](crate::Error::Mismatch) as
+/// [`Model::embed`](crate::cpu::Model::embed) has it.
 pub fn embed(
     config: &EncoderConfig,
     weights: &ModelWeights,
@@ -72,8 +73,8 @@ pub fn hidden_states(
 /// Logits `[rows, vocab_size]` of hidden states `[rows, hidden_size]`.
 ///
 /// # Errors
-/// What [`ModelWeights::check`] finds; [`Error::Unsupported`](crate::Error::Unsupported) if there is no head; [`Error::Mismatch`] if `hidden` is not
-/// whole rows.
+/// What [`ModelWeights::check`] finds; [`Error::Unsupported`](crate::Error::Unsupported) if there is no head;
+/// [`Error::Mismatch`](crate::Error::Mismatch) if `hidden` is not whole rows.
 pub fn logits(config: &EncoderConfig, weights: &ModelWeights, hidden: &[f64], rounding: Rounding) -> Result<Vec<f64>> {
     weights.check(&config.layer)?;
     let hidden_size = config.layer.hidden_size;
