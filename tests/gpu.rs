@@ -1,5 +1,5 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
-//! disturbance, and what must be refused. Where there is no CUDA device every test is reported as ignored.
+//! disturbance, models from their checkpoints on, and what must be refused. Where there is no CUDA device every test is reported as ignored.
 
 #[path = "gpu/models.rs"]
 mod models;
@@ -57,7 +57,8 @@ fn trials(device: &Device) -> Vec<Trial> {
                 verify::gpu::cases(&portable)
                     .into_iter()
                     .filter(|case| {
-                        case.name.starts_with("layer") || case.name.starts_with("gemm") && case.name.contains("planned")
+                        let planned = case.name.starts_with("gemm") && case.name.contains("planned");
+                        planned || case.name.starts_with("layer") || case.name.starts_with("model")
                     })
                     .map(|case| trial(format!("portable {}", case.name), case)),
             ),
