@@ -2,7 +2,7 @@
 //
 //   C = act(A·Wᵀ + b) + R      act on the columns from a given one on, or on none; b, R optional
 //   C = A₁·W₁ᵀ + A₂·W₂ᵀ …      K as the concatenation of two pairs of operands from anywhere, e.g. [ctx|h]·[Wo|W2]ᵀ
-//   C = [A₁·W₁ᵀ | A₂·W₂ᵀ] …    another A from a given column on, a tile's edge: products side by side
+//   C = [A₁·W₁ᵀ | A₂·W₂ᵀ] …    another A from a given column on, where tiles begin anew: products side by side
 //
 // N, both Ks and the leading dimensions are multiples of 8, pointers 16-byte aligned (TMA's rules); M is free.
 //
@@ -93,7 +93,7 @@ struct Gemm {
             __syncwarp();
         } else if (warp == A_WARP && ptx::elect_one()) {
             ptx::tensor_map_prefetch(&p.a[0]);
-            ptx::tensor_map_prefetch(&p.c);
+            ptx::tensor_map_prefetch(&p.c[0]);
         }
         if (log2_cluster > 0) {
             ptx::cluster_arrive_relaxed();
@@ -142,7 +142,7 @@ struct Gemm {
         for (int index = blockIdx.x >> log2_cluster; Tile::tile_at(p, at, index, corner); index += gridDim.x >> log2_cluster) {
             const int row = (IS_W ? corner.n0 : corner.m0) + slice;
             for (int pair = 0; pair < 2; ++pair) {
-                const TensorMap* map = maps + (!IS_W && corner.n0 >= p.a_from ? 1 : pair);
+                const TensorMap* map = maps + (!IS_W && corner.beside ? 1 : pair);
                 if (waits && p.first_early && pair == 1) {
                     ptx::dependency_wait();
                     waits = false;

@@ -75,7 +75,8 @@ struct Chunks {
         ptx::async_proxy_fence();
         me.meet();
         if (!me.leads) return;
-        boxes(me, corner, chunk, [&](uint32_t from, int column, int row) { ptx::tensor_store(&p.c, column, row, from); });
+        const TensorMap* c = &p.c[corner.beside];
+        boxes(me, corner, chunk, [&](uint32_t from, int column, int row) { ptx::tensor_store(c, column, row, from); });
         ptx::bulk_commit();
         if (p.residual && chunk + Tile::BUFFERS < COUNT) {
             ptx::bulk_wait_read<0>();
@@ -337,7 +338,7 @@ struct FinishTokens {
         me.meet();
         if (me.leads) {
             for (int unit = units.first; unit < units.end; ++unit)
-                ptx::tensor_store(&p.c, corner.n0, corner.m0 + unit * 8, me.output + (unit - units.first) * Tile::UNIT_BYTES);
+                ptx::tensor_store(&p.c[corner.beside], corner.n0, corner.m0 + unit * 8, me.output + (unit - units.first) * Tile::UNIT_BYTES);
             ptx::bulk_commit();
         }
     }

@@ -10,7 +10,7 @@ using ptx::TensorMap;
 // As src/gpu/gemm/sm90.rs lays it out.
 struct GemmParams {
     TensorMap a[2], w[2];  // boxes of 64 columns and the rows of a block's slice, 128-byte swizzle; [1] if it is used
-    TensorMap c, r;        // boxes of 64 columns and CHUNK rows (8 under split); r if `residual`
+    TensorMap c[2], r;     // boxes of 64 columns and CHUNK rows (8 under split); c[1] from a_from on; r if `residual`
     const void* bias;      // [N] or null
     float* sums;           // [parts][M][N], where parts of K leave their sums instead of C; null if they do not
     int m, n;
@@ -25,7 +25,8 @@ struct GemmParams {
     int stages;
     int rows, columns;  // of tiles, or of clusters' tiles where they share
     int group_m;        // rows that share their W in L2 before the raster moves on
-    int a_from;         // column from which on a[1] takes the place of a[0]; with one pair only
+    int a_from;         // column from which on a[1] takes the place of a[0], with one pair only; tiles begin anew there
+    int columns_before; // of tiles (clusters' tiles), up to there; more than there are if there is no such column
     int first_early;    // whether the first pair's A and the residual are complete when this begins: then only the second A waits
 };
 
@@ -90,10 +91,12 @@ struct GemmTile {
         int rank_n, rank_m;                                               // share: which of the neighbouring tiles
     };
 
-    // First row and column of a tile (a consumer's are those of its warpgroup's part), and the part of K.
+    // First row and column of a tile (a consumer's are those of its warpgroup's part), the part of K, and whether it is one of those
+    // from a_from on.
     struct Corner {
         int m0, n0;
         int part;
+        int beside;
 
         __device__ __forceinline__ int steps(const GemmParams& p) const {
             return p.first_step[0][part + 1] - p.first_step[0][part] + p.first_step[1][part + 1] - p.first_step[1][part];
@@ -118,7 +121,9 @@ struct GemmTile {
             row = first + in_group - column * rows_in_group;
         }
         tile.m0 = ((row << p.log2_m) + at.rank_m) * BM;
-        tile.n0 = ((column << p.log2_n) + at.rank_n) * BN;
+        tile.beside = column >= p.columns_before;
+        if (tile.beside) column -= p.columns_before;
+        tile.n0 = (tile.beside ? p.a_from : 0) + ((column << p.log2_n) + at.rank_n) * BN;
         return true;
     }
 

@@ -12,8 +12,9 @@
 //
 // Idea: the row lives in registers from the one read of each addend to the one write of each output; the variance is the
 // second pass over those registers, so that nothing cancels. One warp a row up to 1024 columns when there are rows enough
-// for all multiprocessors, one block a row otherwise. Outputs may be the same buffer as an addend: a thread
-// writes only elements that it alone has read, after it has read them.
+// for all multiprocessors, one block a row otherwise. Of many rows a warp (block) takes one after the other: γ and β stay in its
+// registers where there is room, and its next row's first addend is on its way while it finishes this one. Outputs may be the same buffer as an addend:
+// a thread writes only elements that it alone has read, after it has read them.
 #pragma once
 #include "element.cuh"
 #include "ptx.cuh"
@@ -33,8 +34,9 @@ struct NormParams {
 
 // THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors of eight elements. With or without PARTS, whose registers
 // joins without them do better without.
-template <typename T, int ROW_THREADS, int CHUNKS, int THREADS, bool PARTS>
+template <typename T, int ROW_THREADS, int CHUNKS, int THREADS, int TOGETHER>
 struct Norm {
+    static constexpr bool PARTS = TOGETHER > 0;
     using S = typename T::Storage;
 
     static __device__ __forceinline__ float reduce(float value) {
@@ -53,11 +55,10 @@ struct Norm {
     }
 
     static __device__ __forceinline__ void run(const NormParams& p) {
+        constexpr int ROWS = THREADS / ROW_THREADS;
         const int thread = threadIdx.x % ROW_THREADS;
-        const int row = blockIdx.x * (THREADS / ROW_THREADS) + threadIdx.x / ROW_THREADS;
+        int row = blockIdx.x * ROWS + threadIdx.x / ROW_THREADS;
         if (row >= p.rows) return;  // whole warps, and whole blocks where a block has one row
-        const int64_t offset = static_cast<int64_t>(row) * p.hidden;
-        const bool valid = p.lengths == nullptr || row % p.seq_len < p.lengths[row / p.seq_len];
 
         ptx::dependents_launch();
         uint4 gamma[2][CHUNKS], beta[2][CHUNKS];
@@ -74,61 +75,79 @@ struct Norm {
                 });
         };
         if (PARTS && EARLY_BIAS) load_bias();
-        // The widest rows leave no registers for it, and long ones for the first norm's only: then four blocks share a
-        // multiprocessor, and 2048 rows are one round.
-        constexpr int EARLY = THREADS == 512 ? 0 : CHUNKS == 4 ? 1 : 2;
+        // Long rows leave registers for the first norm's only, or for neither: that more rows are under way is worth more than four
+        // kilobytes from L1 a row.
+        constexpr int EARLY = CHUNKS == 4 && (THREADS == 512 || !PARTS) ? 0 : CHUNKS > 1 || TOGETHER == 2 ? 1 : 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (i < EARLY && p.out[i] != nullptr) for_each(thread, p.hidden, [&](int c, int column) { load_weights(i, c, column); });
         ptx::dependency_wait();
 
-        float x[CHUNKS][VECTOR] = {};
-        if (valid) {
-#pragma unroll
-            for (int a = 0; a < 3; ++a)
-                if (p.addend[a] != nullptr) add(x, static_cast<const S*>(p.addend[a]) + offset, thread, p.hidden);
-            if (PARTS) {
-                for (int part = 0; part < p.part_count; part += TOGETHER) add_parts(x, p, part, offset, thread);
-                if (!EARLY_BIAS) load_bias();
-                for_each(thread, p.hidden, [&](int c, int) { add_vector(x[c], bias[c]); });
-            }
-        }
-        if (p.sum != nullptr) store(x, static_cast<S*>(p.sum) + offset, thread, p.hidden);
-        if (p.out[0] == nullptr && p.out[1] == nullptr) return;
-
-        float total = 0.f;
-        for_each(thread, p.hidden, [&](int c, int) {
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) total += x[c][e];
-        });
-        const float mean = reduce(total) / p.hidden;
-        float squares = 0.f;
-        for_each(thread, p.hidden, [&](int c, int) {
-#pragma unroll
-            for (int e = 0; e < VECTOR; ++e) {
-                x[c][e] -= mean;
-                squares += x[c][e] * x[c][e];
-            }
-        });
-        const float inverse = rsqrtf(reduce(squares) / p.hidden + p.eps);
-
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            if (p.out[i] == nullptr) continue;
-            S* out = static_cast<S*>(p.out[i]) + offset;
-            for_each(thread, p.hidden, [&](int c, int column) {
-                if (i >= EARLY) load_weights(i, c, column);
-                const uint4 g = gamma[i][c], b = beta[i][c];
-                const uint32_t gs[4] = {g.x, g.y, g.z, g.w}, bs[4] = {b.x, b.y, b.z, b.w};
-                uint32_t y[4];
-#pragma unroll
-                for (int e = 0; e < 4; ++e) {
-                    const float2 scale = T::unpack(gs[e]), shift = T::unpack(bs[e]);
-                    y[e] = T::pack(x[c][2 * e] * inverse * scale.x + shift.x, x[c][2 * e + 1] * inverse * scale.y + shift.y);
+        bool valid;
+        uint4 first[CHUNKS] = {};
+        const auto load_first = [&] {
+            valid = p.lengths == nullptr || row % p.seq_len < p.lengths[row / p.seq_len];
+            const S* from = static_cast<const S*>(p.addend[0]) + static_cast<int64_t>(row) * p.hidden;
+            if (valid)
+                for_each(thread, p.hidden, [&](int c, int column) { first[c] = *reinterpret_cast<const uint4*>(from + column); });
+        };
+        load_first();
+        for (bool more = true; more;) {
+            const int64_t offset = static_cast<int64_t>(row) * p.hidden;
+            const bool zero = !valid;
+            float x[CHUNKS][VECTOR] = {};
+            if (valid) {
+                for_each(thread, p.hidden, [&](int c, int) { add_vector(x[c], first[c]); });
+#pragma unroll (CHUNKS == 4 ? 1 : 2)
+                for (int a = 1; a < 3; ++a)
+                    if (p.addend[a] != nullptr) add(x, static_cast<const S*>(p.addend[a]) + offset, thread, p.hidden);
+                if (PARTS) {
+                    for (int part = 0; part < p.part_count; part += TOGETHER) add_parts(x, p, part, offset, thread);
+                    if (!EARLY_BIAS) load_bias();
+                    for_each(thread, p.hidden, [&](int c, int) { add_vector(x[c], bias[c]); });
                 }
-                *reinterpret_cast<uint4*>(out + column) =
-                    valid ? make_uint4(y[0], y[1], y[2], y[3]) : make_uint4(0, 0, 0, 0);
+            }
+            row += gridDim.x * ROWS;
+            more = !PARTS && row < p.rows;
+            if (more) load_first();
+
+            if (p.sum != nullptr) store(x, static_cast<S*>(p.sum) + offset, thread, p.hidden);
+            if (p.out[0] == nullptr && p.out[1] == nullptr) continue;
+
+            float total = 0.f;
+            for_each(thread, p.hidden, [&](int c, int) {
+#pragma unroll
+                for (int e = 0; e < VECTOR; ++e) total += x[c][e];
             });
+            const float mean = reduce(total) / p.hidden;
+            float squares = 0.f;
+            for_each(thread, p.hidden, [&](int c, int) {
+#pragma unroll
+                for (int e = 0; e < VECTOR; ++e) {
+                    x[c][e] -= mean;
+                    squares += x[c][e] * x[c][e];
+                }
+            });
+            const float inverse = rsqrtf(reduce(squares) / p.hidden + p.eps);
+
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                if (p.out[i] == nullptr) continue;
+                S* out = static_cast<S*>(p.out[i]) + offset;
+                for_each(thread, p.hidden, [&](int c, int column) {
+                    if (i >= EARLY) load_weights(i, c, column);
+                    const uint4 g = gamma[i][c], b = beta[i][c];
+                    const uint32_t gs[4] = {g.x, g.y, g.z, g.w}, bs[4] = {b.x, b.y, b.z, b.w};
+                    uint32_t y[4];
+#pragma unroll
+                    for (int e = 0; e < 4; ++e) {
+                        const float2 scale = T::unpack(gs[e]), shift = T::unpack(bs[e]);
+                        y[e] = T::pack(x[c][2 * e] * inverse * scale.x + shift.x, x[c][2 * e + 1] * inverse * scale.y + shift.y);
+                    }
+                    *reinterpret_cast<uint4*>(out + column) =
+                        zero ? make_uint4(0, 0, 0, 0) : make_uint4(y[0], y[1], y[2], y[3]);
+                });
+            }
         }
     }
 
@@ -159,10 +178,9 @@ struct Norm {
     }
 
     // Some parts from this one on: all their loads are under way before the first is needed, or each would wait for L2 alone.
-    static constexpr int TOGETHER = CHUNKS == 1 ? 4 : 2;
     static __device__ __forceinline__ void add_parts(float (&x)[CHUNKS][VECTOR], const NormParams& p, int part, int64_t offset,
                                                      int thread) {
-        float4 y[TOGETHER][CHUNKS][2];
+        float4 y[PARTS ? TOGETHER : 1][CHUNKS][2];
 #pragma unroll
         for (int i = 0; i < TOGETHER; ++i) {
             const float* from = p.parts + static_cast<int64_t>(part + i) * p.rows * p.hidden + offset;
@@ -193,18 +211,22 @@ struct Norm {
     }
 };
 
-#define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS)                                                                     \
-    extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) norm_##NAME(const __grid_constant__ NormParams p) { \
-        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, false>::run(p);                                                     \
-    }                                                                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS) norm_parts_##NAME(const __grid_constant__ NormParams p) {         \
-        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, true>::run(p);                                                      \
+// BLOCKS of them share a multiprocessor, or PARTS_BLOCKS where there are parts, of which TOGETHER are loaded at a time.
+// src/gpu/norm.rs launches no more blocks of many rows than share the device.
+#define NORM_KERNEL(NAME, ROW_THREADS, CHUNKS, THREADS, BLOCKS, PARTS_BLOCKS, TOGETHER)                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) norm_##NAME(const __grid_constant__ NormParams p) {      \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, 0>::run(p);                                                        \
+    }                                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS, PARTS_BLOCKS) norm_parts_##NAME(const __grid_constant__ NormParams p) { \
+        Norm<PAF_ELEMENT, ROW_THREADS, CHUNKS, THREADS, TOGETHER>::run(p);                                                 \
     }
 
-NORM_KERNEL(warp_1, 32, 1, 128)        // hidden ≤ 256
-NORM_KERNEL(warp_2, 32, 2, 128)        // hidden ≤ 512
-NORM_KERNEL(warp_4, 32, 4, 128)        // hidden ≤ 1024
-NORM_KERNEL(block_128, 128, 1, 128)    // hidden ≤ 1024, few rows
-NORM_KERNEL(block_256_1, 256, 1, 256)  // hidden ≤ 2048
-NORM_KERNEL(block_256, 256, 2, 256)    // hidden ≤ 4096
-NORM_KERNEL(block_512, 512, 4, 512)    // hidden ≤ 16384
+NORM_KERNEL(warp_1, 32, 1, 128, 8, 4, 4)          // hidden ≤ 256
+NORM_KERNEL(warp_2, 32, 2, 128, 6, 4, 2)          // hidden ≤ 512
+NORM_KERNEL(warp_4, 32, 4, 128, 5, 3, 2)          // hidden ≤ 1024
+NORM_KERNEL(block_128, 128, 1, 128, 8, 5, 4)      // hidden ≤ 1024, few rows
+NORM_KERNEL(block_256_few, 256, 1, 256, 2, 2, 4)  // hidden ≤ 2048, few rows
+NORM_KERNEL(block_256_1, 256, 1, 256, 4, 4, 2)    // hidden ≤ 2048
+NORM_KERNEL(block_512_few, 512, 1, 512, 1, 1, 8)  // hidden ≤ 4096, one row a multiprocessor
+NORM_KERNEL(block_256, 256, 2, 256, 3, 2, 2)      // hidden ≤ 4096
+NORM_KERNEL(block_512, 512, 4, 512, 1, 1, 2)      // hidden ≤ 16384

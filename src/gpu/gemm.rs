@@ -35,7 +35,7 @@ pub(super) struct Gemm {
     /// A second pair: `A·Wᵀ + A₂·W₂ᵀ`, the product along the concatenation of both Ks.
     pub(super) second: Option<(Matrix, Matrix)>,
     /// Another A, of A's shape, for the columns from this one on: products side by side. Hopper's kernel alone has that, not
-    /// together with a second pair, and tiles must meet at that column.
+    /// together with a second pair or parts of K.
     pub(super) beside: Option<(Matrix, usize)>,
     pub(super) bias: u64,
     pub(super) then: Then,
@@ -151,7 +151,7 @@ pub(super) fn prepare(
             remedy: "choose one that computes C whole: no join adds parts of it up here".into(),
         }),
         GemmVariant::Sm90 { tile, cluster, stages } => {
-            hopper(kernels, variant)?.check(tile, cluster, stages, steps, limits.edge).map(drop)
+            hopper(kernels, variant)?.check(tile, cluster, stages, steps).map(drop)
         }
     }
 }
@@ -170,9 +170,9 @@ fn hopper(kernels: &Kernels, variant: GemmVariant) -> Result<&sm90::Sm90Gemm> {
     })
 }
 
-/// Whether there is a kernel for a product with another A from that column on.
-pub(super) fn takes_two_inputs(kernels: &Kernels, column: usize) -> bool {
-    kernels.gemm_sm90.is_some() && column.is_multiple_of(64)
+/// Whether there is a kernel for a product with another A from some column on.
+pub(super) fn takes_two_inputs(kernels: &Kernels) -> bool {
+    kernels.gemm_sm90.is_some()
 }
 
 /// Launches the product on `stream`.
@@ -278,10 +278,13 @@ impl Gemm {
             pair.check()?;
         }
         if let Some((a2, column)) = beside {
-            let alike = (a2.rows, a2.cols) == (a.rows, a.cols) && second.is_none() && !c.overlaps(a2);
-            if !alike || *column > c.cols {
+            let alike = (a2.rows, a2.cols) == (a.rows, a.cols) && second.is_none() && self.sums == 0 && !c.overlaps(a2);
+            if !alike || *column == 0 || *column >= c.cols || !column.is_multiple_of(8) {
                 let got = format!("{} at {:#x}, from column {column}", shape(a2), a2.pointer);
-                let expected = format!("{}, in other memory than C, a column of C, and no second pair", shape(a));
+                let expected = format!(
+                    "{}, in other memory than C, a column of C that is a multiple of 8, and neither a second pair nor parts of K",
+                    shape(a)
+                );
                 return Err(Error::mismatch(OPERATION, "second A", got, expected));
             }
             a2.check_aligned(OPERATION, "second A")?;
@@ -371,6 +374,10 @@ mod tests {
             (Gemm { beside: Some((matrix(0x50_0000, 5, 56), 8)), ..gemm() }, "5 × 56"),
             (Gemm { beside: Some((matrix(0x30_0000, 5, 64), 8)), ..gemm() }, "0x300000"),
             (Gemm { beside: Some((matrix(0x50_0000, 5, 64), 32)), ..gemm() }, "column 32"),
+            (Gemm { beside: Some((matrix(0x50_0000, 5, 64), 24)), ..gemm() }, "column 24"),
+            (Gemm { beside: Some((matrix(0x50_0000, 5, 64), 0)), ..gemm() }, "column 0"),
+            (Gemm { beside: Some((matrix(0x50_0000, 5, 64), 12)), ..gemm() }, "column 12"),
+            (Gemm { beside: Some((matrix(0x50_0000, 5, 64), 8)), sums: 0x9000, ..gemm() }, "nor parts of K"),
             (Gemm { a: matrix(0x10_0000, 5, 60), w: matrix(0x20_0000, 24, 60), ..gemm() }, "5, 24, 60"),
         ];
         for (bad, part) in cases {

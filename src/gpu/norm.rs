@@ -18,17 +18,23 @@ pub(super) struct NormKernel {
     pub(super) chunks: usize,
     /// Threads of a block.
     pub(super) threads: u32,
+    /// Blocks that share a multiprocessor.
+    pub(super) blocks: usize,
+    /// For no more rows than those have at once.
+    pub(super) few: bool,
 }
 
 impl NormKernel {
-    pub(super) const ALL: [Self; 7] = [
-        Self { name: "warp_1", row_threads: 32, chunks: 1, threads: 128 },
-        Self { name: "warp_2", row_threads: 32, chunks: 2, threads: 128 },
-        Self { name: "warp_4", row_threads: 32, chunks: 4, threads: 128 },
-        Self { name: "block_128", row_threads: 128, chunks: 1, threads: 128 },
-        Self { name: "block_256_1", row_threads: 256, chunks: 1, threads: 256 },
-        Self { name: "block_256", row_threads: 256, chunks: 2, threads: 256 },
-        Self { name: "block_512", row_threads: 512, chunks: 4, threads: 512 },
+    pub(super) const ALL: [Self; 9] = [
+        Self { name: "warp_1", row_threads: 32, chunks: 1, threads: 128, blocks: 8, few: false },
+        Self { name: "warp_2", row_threads: 32, chunks: 2, threads: 128, blocks: 6, few: false },
+        Self { name: "warp_4", row_threads: 32, chunks: 4, threads: 128, blocks: 5, few: false },
+        Self { name: "block_128", row_threads: 128, chunks: 1, threads: 128, blocks: 8, few: false },
+        Self { name: "block_256_few", row_threads: 256, chunks: 1, threads: 256, blocks: 2, few: true },
+        Self { name: "block_256_1", row_threads: 256, chunks: 1, threads: 256, blocks: 4, few: false },
+        Self { name: "block_512_few", row_threads: 512, chunks: 1, threads: 512, blocks: 1, few: true },
+        Self { name: "block_256", row_threads: 256, chunks: 2, threads: 256, blocks: 3, few: false },
+        Self { name: "block_512", row_threads: 512, chunks: 4, threads: 512, blocks: 1, few: false },
     ];
 
     /// The widest row that it holds.
@@ -105,7 +111,8 @@ struct Params {
 /// As for [`gemm::launch`](super::gemm::launch).
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> Result<()> {
     let (rows, hidden) = join.check()?;
-    let index = plan::norm_kernel(rows, hidden, stream.device().info().multiprocessors as usize);
+    let multiprocessors = stream.device().info().multiprocessors as usize;
+    let index = plan::norm_kernel(rows, hidden, multiprocessors);
     let pointer = |matrix: Option<Matrix>| matrix.map_or(0, |matrix| matrix.pointer);
     let parameters = Params {
         addends: join.addends.map(pointer),
@@ -123,7 +130,10 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> 
         eps: join.eps,
         padding: 0,
     };
-    let blocks = rows.div_ceil(NormKernel::ALL[index].rows_per_block());
+    let kernel = &NormKernel::ALL[index];
+    let blocks = rows.div_ceil(kernel.rows_per_block());
+    // Of many rows a block takes one (four) after the other; parts, which few rows have, are added by a block for each.
+    let blocks = if join.parts.is_some() { blocks } else { blocks.min(multiprocessors * kernel.blocks) };
     let grid = Grid { overlap: join.overlap && kernels.overlaps, ..Grid::new(blocks, 1) };
     let functions = if join.parts.is_some() { &kernels.norm_parts } else { &kernels.norm };
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.

@@ -120,7 +120,7 @@ const SM90_COSTS: [Sm90TileCost; 11] = [
 /// What a choice of variant has to observe beside the shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Limits {
-    /// A column at which tiles must meet.
+    /// A column at which tiles begin anew; 0: none.
     pub(super) edge: usize,
     /// What to leave to another kernel.
     pub(super) meanwhile: Meanwhile,
@@ -132,13 +132,11 @@ impl Limits {
     fn allow(&self, variant: GemmVariant) -> bool {
         let GemmVariant::Sm90 { tile, cluster, .. } = variant else { return false };
         let tile = &GEMM_SM90_TILES[tile];
-        self.edge.is_multiple_of(tile.n * cluster.shared().0)
-            && (self.meanwhile.spare_bytes == 0 || tile.holds_two_blocks())
-            && (self.parts || cluster.parts() == 1)
+        (self.meanwhile.spare_bytes == 0 || tile.holds_two_blocks()) && (self.parts || cluster.parts() == 1)
     }
 }
 
-/// The variant of Hopper's kernel with the least estimated time. Some tile of 64 columns always remains.
+/// The variant of Hopper's kernel with the least estimated time.
 pub(super) fn gemm_sm90(m: usize, n: usize, steps: usize, limits: Limits, room: &Room) -> GemmVariant {
     sm90_estimates(m, n, steps, limits, room).min_by(|a, b| a.0.total_cmp(&b.0)).expect("every shape has a variant").1
 }
@@ -157,7 +155,7 @@ fn sm90_estimates(
 ) -> impl Iterator<Item = (f64, GemmVariant)> {
     sm90_variants(m, steps, room.shared_bytes - limits.meanwhile.spare_bytes)
         .filter(move |&variant| limits.allow(variant))
-        .map(move |variant| (sm90_cost_ns(m, n, steps, room, limits.meanwhile.multiprocessors, variant), variant))
+        .map(move |variant| (sm90_cost_ns(m, n, steps, room, limits, variant), variant))
 }
 
 /// What is worth considering: tiles that are not mostly empty, alone, in pairs or split in up to four (larger clusters find
@@ -201,8 +199,9 @@ pub(super) fn sm90_blocks_per_multiprocessor(tile: &Sm90GemmTile, stages: usize,
     if tile.holds_two_blocks() && tile.shared_bytes(stages, cluster) <= SM90_TWO_BLOCKS_BYTES { 2 } else { 1 }
 }
 
-/// Estimated time of one product, of which another kernel has some multiprocessors meanwhile; infinite for other kernels' variants.
-fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, taken: usize, variant: GemmVariant) -> f64 {
+/// Estimated time of one product within limits, while another kernel may have some multiprocessors; infinite for other kernels'
+/// variants.
+fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, variant: GemmVariant) -> f64 {
     /// From the launch to the first product, and from the last tile's having left to the next kernel.
     const START_NS: f64 = 2724.0;
     /// From a request to the data's being there.
@@ -222,8 +221,9 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, taken: usize, var
     const MEMORY_BYTES_PER_NS: f64 = 3827.0;
     let GemmVariant::Sm90 { tile, cluster, stages } = variant else { return f64::INFINITY };
     let (cost, tile) = (&SM90_COSTS[tile], &GEMM_SM90_TILES[tile]);
-    let ((share_n, share_m), split) = (cluster.shared(), cluster.split());
-    let clusters = m.div_ceil(tile.m * share_m) * n.div_ceil(tile.n * share_n) * cluster.parts();
+    let (split, taken) = (cluster.split(), limits.meanwhile.multiprocessors);
+    let (rows, _, columns) = tile.clusters(m, n, limits.edge, cluster);
+    let clusters = rows * columns * cluster.parts();
     let at_once = room.clusters_at_once(tile, cluster, stages);
     let rounds = clusters.div_ceil(at_once) as f64;
     // Blocks that share a multiprocessor: two only where there are more than multiprocessors, but for those that are taken.
@@ -234,7 +234,7 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, taken: usize, var
     let alone = at_once.div_ceil(resident);
     let together = clusters.div_ceil(if waits { alone } else { beside(alone).max(1) }).min(resident);
 
-    let along_m = if share_m > 1 { PAIR_ALONG_M } else { 1.0 };
+    let along_m = if cluster.shared().1 > 1 { PAIR_ALONG_M } else { 1.0 };
     let step_ns = (cost.step_ns[together - 1] * along_m).max(LATENCY_NS / stages as f64);
     let finished = if tile.in_turn { 1.0 } else { rounds };
     let mut ns =
@@ -320,12 +320,14 @@ pub(super) fn kernels_overlap(schedule: Schedule, rows: usize) -> bool {
 
 /// The row of [`NormKernel::ALL`] for rows of this width, which is at most `norm::MAX_HIDDEN`.
 pub(super) fn norm_kernel(rows: usize, hidden: usize, multiprocessors: usize) -> usize {
-    // Few rows: more threads a row, so that the one load each thread does is all the latency there is.
+    // Few rows: more threads a row, so that the one load each thread does is all the latency there is; and, where there is room for
+    // all rows at once, the kernels that are at their best then.
     let few = rows <= 4 * multiprocessors && hidden > 256;
     (0..NormKernel::ALL.len())
         .find(|&index| {
             let kernel = &NormKernel::ALL[index];
-            hidden <= kernel.max_hidden() && !(few && kernel.row_threads == 32)
+            let fits = !kernel.few || rows <= kernel.blocks * multiprocessors;
+            hidden <= kernel.max_hidden() && fits && !(few && kernel.row_threads == 32)
         })
         .expect("the caller has checked the width")
 }
@@ -371,7 +373,6 @@ mod tests {
                 let limits = Limits { edge, meanwhile, parts };
                 let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, 16, limits, &ROOM) else { panic!() };
                 let tile = &GEMM_SM90_TILES[tile];
-                assert!(edge.is_multiple_of(tile.n * cluster.shared().0), "{m} × {n}: {}", tile.name);
                 assert!(parts || cluster.parts() == 1, "{m} × {n}: {}", tile.name);
                 assert!(spare_bytes == 0 || tile.holds_two_blocks(), "{m} × {n}: {}", tile.name);
                 assert!(tile.shared_bytes(stages, cluster) + spare_bytes <= ROOM.shared_bytes);
@@ -401,13 +402,12 @@ mod tests {
                 let ranked = ranked_gemm_sm90(m, n, 16, limits, &ROOM);
                 assert_eq!(ranked[0], gemm_sm90(m, n, 16, limits, &ROOM));
                 assert!(ranked.len() >= 3, "{m} × {n}: {ranked:?}");
-                let costs = ranked.iter().map(|&variant| sm90_cost_ns(m, n, 16, &ROOM, 0, variant));
+                let costs = ranked.iter().map(|&variant| sm90_cost_ns(m, n, 16, &ROOM, limits, variant));
                 assert!(costs.is_sorted(), "{m} × {n}: {ranked:?}");
                 for (i, &variant) in ranked.iter().enumerate() {
                     assert!(!ranked[..i].contains(&variant), "{variant} twice");
                     let GemmVariant::Sm90 { tile, cluster, stages } = variant else { panic!("{variant}") };
                     let tile = &GEMM_SM90_TILES[tile];
-                    assert!(edge.is_multiple_of(tile.n * cluster.shared().0), "{m} × {n}: {variant}");
                     assert!(spare_bytes == 0 || tile.holds_two_blocks(), "{m} × {n}: {variant}");
                     assert!(tile.shared_bytes(stages, cluster) + spare_bytes <= ROOM.shared_bytes);
                 }
@@ -423,7 +423,7 @@ mod tests {
     #[test]
     fn parts_cost_the_join_their_time_in_pairs_too() {
         let limits = Limits { parts: true, ..Limits::default() };
-        let cost = |name: &str| sm90_cost_ns(128, 1024, 80, &ROOM, 0, name.parse().expect("a variant's name"));
+        let cost = |name: &str| sm90_cost_ns(128, 1024, 80, &ROOM, limits, name.parse().expect("a variant's name"));
         for parts in 2..=GEMM_MAX_PARTS {
             let [alone, pairs] =
                 ["", "-share2x1"].map(|pairs| cost(&format!("sm90:128x64:parts{parts}{pairs}:stages9")));

@@ -292,7 +292,7 @@ impl Run<'_> {
             if n_1 == n_2 {
                 return self.product(lane, LayerProduct::WideFirst, both);
             }
-            if gemm::takes_two_inputs(self.kernels, qkv.cols) {
+            if gemm::takes_two_inputs(self.kernels) {
                 let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
                 return self.product(lane, LayerProduct::WideFirst, both);
             }

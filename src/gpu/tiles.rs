@@ -85,6 +85,14 @@ impl Sm90GemmTile {
         self.consumers() == 1 && width <= 128
     }
 
+    /// Of C, which is M × N, with tiles that begin anew at column `edge` (0: none do): rows of clusters, columns of them before that
+    /// column, columns of them in all.
+    pub(crate) const fn clusters(&self, m: usize, n: usize, edge: usize, cluster: Cluster) -> (usize, usize, usize) {
+        let (across, down) = cluster.shared();
+        let before = edge.div_ceil(self.n * across);
+        (m.div_ceil(self.m * down), before, before + (n - edge).div_ceil(self.n * across))
+    }
+
     /// The consumers, and the producers' two warps.
     pub(crate) const fn threads(&self) -> u32 {
         (self.consumers() * 128 + 64) as u32

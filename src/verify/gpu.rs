@@ -141,9 +141,12 @@ fn beside_cases(device: &Device) -> Vec<Case> {
     });
     let variants: Vec<_> = of_hopper.chain([(None, 192)]).collect();
     for dtype in DTYPES {
-        for &(variant, width) in &variants {
+        // The second A's columns begin where a tile ends, amid one, and amid the only one.
+        let places = |width| [(2 * width, width + 8), (width + 40, width + 8), (40, 72)];
+        let cases_of = |&(variant, width)| places(width).map(|(column, others)| (variant, column, column + others));
+        for (variant, column, n) in variants.iter().flat_map(cases_of) {
             let name = variant.map_or("planned".to_owned(), |variant| variant.to_string());
-            let (m, column, n, k) = (70, 2 * width, 3 * width + 8, 584);
+            let (m, k) = (70, 584);
             let device = device.clone();
             cases.push(Case::new(format!("gemm {dtype} {name} beside {m}x{column}+{}x{k}", n - column), move || {
                 let inputs = [1, 2].map(|seed| random(dtype, m, k, seed));
@@ -263,22 +266,28 @@ fn join_cases(device: &Device) -> Vec<Case> {
             for rows in if hidden <= 1024 { vec![5, 1201] } else { vec![5] } {
                 for addends in 1..=3 {
                     for padded in [false, true] {
-                        let padding = if padded { " padded" } else { "" };
-                        let name = format!("join {dtype} {addends} addends {rows}x{hidden}{padding}");
-                        let device = device.clone();
-                        cases.push(Case::new(name, move || {
-                            let mut shape = BatchShape::new(1, rows)?;
-                            if padded {
-                                shape = shape.with_lengths(vec![rows - 2])?;
-                            }
-                            join(&device, dtype, hidden, addends, &shape)
-                        }));
+                        cases.push(join_case(device, dtype, addends, (rows, hidden), padded));
                     }
                 }
             }
         }
+        // More rows than there is room for at once: each warp or block takes several, padding among them.
+        for shape in [(8, 9001), (264, 3601), (1000, 3001), (1032, 1201), (4096, 901), (4104, 301)] {
+            let (hidden, rows) = shape;
+            cases.push(join_case(device, dtype, 1 + hidden % 3, (rows, hidden), hidden % 16 == 8));
+        }
     }
     cases
+}
+
+fn join_case(device: &Device, dtype: Dtype, addends: usize, (rows, hidden): (usize, usize), padded: bool) -> Case {
+    let padding = if padded { " padded" } else { "" };
+    let device = device.clone();
+    Case::new(format!("join {dtype} {addends} addends {rows}x{hidden}{padding}"), move || {
+        let shape = BatchShape::new(1, rows)?;
+        let shape = if padded { shape.with_lengths(vec![rows - 2])? } else { shape };
+        join(&device, dtype, hidden, addends, &shape)
+    })
 }
 
 fn join(device: &Device, dtype: Dtype, hidden: usize, addends: usize, shape: &BatchShape) -> Result<Comparison> {

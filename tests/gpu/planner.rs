@@ -203,11 +203,9 @@ fn refused_variants(device: &Device, design: Design) -> Outcome {
         serial.with_attention(AttentionVariant::Sm90 { rows: 31 }),
     ];
     if hopper {
+        // Two inputs: the portable kernel has one.
         let fused = Plan::from(Schedule::Fused);
-        // Two inputs: the portable kernel has one, and tiles must meet where the other begins, at column 384.
         cases.push(fused.with_product(LayerProduct::WideFirst, GemmVariant::Sm80 { tile: 2 }));
-        cases
-            .push(fused.with_product(LayerProduct::WideFirst, "sm90:128x224:share1x1:stages3".parse::<GemmVariant>()?));
     } else {
         cases.push(serial.with_attention(AttentionVariant::Sm90 { rows: 64 }));
         cases.push(serial.with_product(LayerProduct::Qkv, sm90(4, alone, 4)));

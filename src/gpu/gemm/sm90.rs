@@ -10,6 +10,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
 use crate::gpu::launch::{Function, Grid, Module, TensorMap};
+use crate::gpu::memory::Matrix;
 use crate::gpu::plan::{self, Limits};
 use crate::gpu::tiles::{GEMM_MAX_PARTS, GEMM_SM90_TILES, Sm90GemmTile};
 
@@ -52,7 +53,7 @@ impl Room {
 struct Params {
     a: [TensorMap; 2],
     w: [TensorMap; 2],
-    c: TensorMap,
+    c: [TensorMap; 2],
     residual_map: TensorMap,
     bias: u64,
     sums: u64,
@@ -71,8 +72,9 @@ struct Params {
     columns: i32,
     group_m: i32,
     a_from: i32,
+    columns_before: i32,
     first_early: i32,
-    padding: [i32; 11],
+    padding: [i32; 10],
 }
 
 impl Sm90Gemm {
@@ -116,22 +118,16 @@ impl Sm90Gemm {
         plan::ranked_gemm_sm90(m, n, steps, limits, &self.room)
     }
 
-    /// The tile of a variant, if that can do so many steps along each pair's K, with tiles that meet at column `edge`.
+    /// The tile of a variant, if that can do so many steps along each pair's K.
     pub(super) fn check(
         &self,
         tile: usize,
         cluster: Cluster,
         stages: usize,
         steps: [usize; 2],
-        edge: usize,
     ) -> Result<&'static Sm90GemmTile> {
         let tile = GEMM_SM90_TILES.get(tile).ok_or_else(|| super::no_such_tile(tile))?;
         check(tile, cluster, stages, steps, self.room.shared_bytes)?;
-        let width = tile.n * cluster.shared().0;
-        if !edge.is_multiple_of(width) {
-            let expected = format!("a multiple of the {width} columns of the variant's tiles");
-            return Err(Error::mismatch("gemm", "first column of the second A", edge, expected));
-        }
         Ok(tile)
     }
 
@@ -147,7 +143,7 @@ impl Sm90Gemm {
         stages: usize,
     ) -> Result<()> {
         let steps = gemm.steps();
-        let tile = self.check(tile_index, cluster, stages, steps, gemm.beside.map_or(0, |(_, column)| column))?;
+        let tile = self.check(tile_index, cluster, stages, steps)?;
         if (cluster.parts() > 1) != (gemm.sums != 0) {
             let got = if gemm.sums != 0 { "given" } else { "absent" };
             return Err(Error::mismatch(
@@ -163,13 +159,14 @@ impl Sm90Gemm {
         // Each block of a cluster loads its slice of what it shares; a split tile leaves in groups of eight tokens.
         let (a_rows, w_rows) = (tile.m / cluster_n, tile.n / cluster_m);
         let c_box = if split > 1 { (64, 8) } else { tile.c_box() };
-        let (rows, columns) = (m.div_ceil(tile.m * cluster_m), n.div_ceil(tile.n * cluster_n));
+        let edge = gemm.beside.map_or(0, |(_, column)| column);
+        let (rows, before, columns) = tile.clusters(m, n, edge, cluster);
         let map = |matrix, boxes| TensorMap::new(device, dtype, matrix, boxes);
         let (a_box, w_box) = ((64, a_rows), (64, w_rows));
         let mut parameters = Params {
             a: [map(&gemm.a, a_box)?, TensorMap::default()],
             w: [map(&gemm.w, w_box)?, TensorMap::default()],
-            c: map(&gemm.c, c_box)?,
+            c: [map(&gemm.c, c_box)?; 2],
             residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
             sums: gemm.sums,
@@ -187,16 +184,19 @@ impl Sm90Gemm {
             rows: rows as i32,
             columns: columns as i32,
             group_m: (plan::GROUP_M / cluster_m).max(1) as i32,
-            a_from: gemm.beside.map_or(i32::MAX, |(_, column)| column as i32),
+            a_from: edge as i32,
+            columns_before: if edge > 0 { before as i32 } else { i32::MAX },
             first_early: gemm.first_early.into(),
-            padding: [0; 11],
+            padding: [0; 10],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;
             parameters.w[1] = map(w2, w_box)?;
         }
-        if let Some((a2, _)) = &gemm.beside {
+        if let Some((a2, column)) = &gemm.beside {
             parameters.a[1] = map(a2, a_box)?;
+            // What tiles before that column compute of columns behind it stays out.
+            parameters.c[0] = map(&Matrix { cols: *column, ..gemm.c }, c_box)?;
         }
         // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums
         // have one place and arrive once.

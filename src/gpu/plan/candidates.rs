@@ -54,7 +54,7 @@ pub(super) fn products(
     // Whose sums alone a join adds up may leave them in parts: what ends a wide schedule or a serial design's block.
     let parts = |limits| Limits { parts: rows <= MAX_ROWS_IN_PARTS, ..limits };
     let ends_block = if config.design.is_parallel() { free } else { parts(free) };
-    // Two norms are two inputs, at whose border tiles must meet.
+    // Two norms are two inputs, at whose border tiles begin anew.
     let first = match (config.design == Design::PafPreNormTwo, two_inputs) {
         (true, false) => vec![first_ffn, first_qkv],
         (two, _) => {
@@ -94,7 +94,7 @@ impl Setting<'_> {
 
     /// The plan's products.
     pub(super) fn products(&self, plan: &Plan) -> Result<Vec<Launched>> {
-        let two_inputs = gemm::takes_two_inputs(self.kernels, self.config.qkv_size());
+        let two_inputs = gemm::takes_two_inputs(self.kernels);
         let attention = Attention { variant: plan.attention(), ..self.attention() };
         let meanwhile = attention::takes(self.kernels, self.device, &attention)?;
         Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, meanwhile))
@@ -172,7 +172,7 @@ pub(in crate::gpu) fn prepare(
     if let Some(variant) = plan.attention() {
         attention::prepare(kernels, device, config.head_dim, variant)?;
     }
-    let two_inputs = gemm::takes_two_inputs(kernels, config.qkv_size());
+    let two_inputs = gemm::takes_two_inputs(kernels);
     for Launched { product, steps, limits, .. } in
         products(config, plan.schedule(), rows, two_inputs, Meanwhile::default())
     {
