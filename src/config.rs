@@ -385,7 +385,7 @@ impl EncoderConfig {
     }
 }
 
-fn check_dimension(field: &'static str, value: usize) -> Result<()> {
+pub(crate) fn check_dimension(field: &'static str, value: usize) -> Result<()> {
     if value == 0 || value > MAX_DIMENSION {
         return Err(Error::InvalidConfig {
             field,

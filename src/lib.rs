@@ -64,6 +64,9 @@
 //! }
 //! ```
 //!
+//! Whole models are [`cpu::Model`] and [`gpu::Model`]: with the feature `checkpoint` made of a folder in Hugging Face's format by
+//! `from_pretrained`.
+//!
 //! # Modules
 //!
 //! Data flows one way: [`config`] → [`weights`] → encoder ([`gpu`], [`cpu`]) → launches → output.
@@ -73,7 +76,7 @@
 //! | [`config`] | what a layer is: dimensions, design, activation, rotary embedding; presets; the batch's shape |
 //! | [`weights`] | host-side weights, row-major f32 as PyTorch stores them |
 //! | [`checkpoint`] | models in Hugging Face's format, memory-mapped |
-//! | [`gpu`] | kernels, streams, schedules, graphs |
+//! | [`gpu`] | kernels, streams, schedules, graphs; whole models |
 //! | [`cpu`] | the f32 engine, whole models on it, and the f64 oracle that everything is checked against |
 //! | [`verify`] | what is checked, and how far it may be off |
 //! | [`measure`] | verified, interleaved, paired measurement of the speedup |
@@ -85,8 +88,8 @@
 //! with `cli`, `paf run`.
 //! With `--no-default-features` the crate is the CPU library and needs no nvcc.
 
-/// The README's example, compiled and run as a documentation test.
-#[cfg(doctest)]
+/// The README's examples, compiled and run as documentation tests.
+#[cfg(all(doctest, feature = "checkpoint", feature = "cuda"))]
 #[doc = include_str!("../README.md")]
 pub struct Readme;
 

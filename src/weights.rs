@@ -1,8 +1,13 @@
 //! Weights of a layer, and of what is around the layers, on the host, in f32, each matrix row-major `[out_features, in_features]` as PyTorch stores it.
 
+#[cfg(feature = "cuda")]
+mod elements;
 mod model;
 
-pub use model::{Dense, Embeddings, Head, ModelWeights, PositionEmbeddings, Transform};
+#[cfg(feature = "cuda")]
+pub(crate) use elements::{Elements, HeadElements, LayerElements, ModelElements, TransformElements, in_pieces};
+pub(crate) use model::TokenRows;
+pub use model::{Dense, EmbeddingSizes, Embeddings, Head, ModelWeights, PositionEmbeddings, Transform};
 use rand::SeedableRng;
 use rand_distr::{Distribution, Normal};
 use rand_pcg::Pcg64Mcg;
@@ -91,14 +96,7 @@ impl LayerWeights {
     /// # Errors
     /// [`Error::Mismatch`] naming the first field at fault, its length, and the length it should have.
     pub fn check(&self, config: &LayerConfig) -> Result<()> {
-        let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
-        let expected = [qkv * h, qkv, h * q, h, f * h, f, h * f, h, h, h, h, h];
-        for ((name, values), expected) in self.fields().into_iter().zip(expected) {
-            if values.len() != expected {
-                return Err(Error::mismatch("weights", name, format!("{} elements", values.len()), expected));
-            }
-        }
-        Ok(())
+        check_lengths(config, self.fields().map(|(name, values)| (name, values.len())))
     }
 
     /// Every field with its name, in the order of declaration.
@@ -119,6 +117,18 @@ impl LayerWeights {
             ("ln_2.beta", &ln_2.beta),
         ]
     }
+}
+
+/// Checks the length of each of a layer's fields, which are in the order of declaration.
+pub(crate) fn check_lengths(config: &LayerConfig, fields: [(&'static str, usize); 12]) -> Result<()> {
+    let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
+    let expected = [qkv * h, qkv, h * q, h, f * h, f, h * f, h, h, h, h, h];
+    for ((name, len), expected) in fields.into_iter().zip(expected) {
+        if len != expected {
+            return Err(Error::mismatch("weights", name, format!("{len} elements"), expected));
+        }
+    }
+    Ok(())
 }
 
 /// Random weights of a whole stack, each layer's distinct; made one at a time, so that a large model need not fit in

@@ -3,12 +3,14 @@
 #![cfg(feature = "checkpoint")]
 
 mod common;
+#[path = "common/enlarge.rs"]
+mod enlarge;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use common::{check_f32, check_f32_rows};
 use paf_cuda::checkpoint::Checkpoint;
+use paf_cuda::cpu::oracle::Rounding;
 use paf_cuda::cpu::{Encoder, Model, Pooling, oracle};
 use paf_cuda::{BatchShape, Design, Schedule};
 use safetensors::{Dtype, SafeTensors};
@@ -66,9 +68,7 @@ impl Case {
     }
 
     fn model(&self) -> Model {
-        let layers = Arc::new(self.checkpoint.layers().collect());
-        let encoder = Encoder::new(self.checkpoint.config().clone(), layers).unwrap();
-        Model::new(encoder, self.checkpoint.model_weights()).unwrap()
+        Model::from_checkpoint(&self.checkpoint).unwrap()
     }
 }
 
@@ -112,13 +112,18 @@ fn the_folders_cover_families_and_designs() {
 #[test]
 fn the_oracle_agrees_with_the_originals() {
     for case in Case::all() {
-        let Case { name, checkpoint, shape, ids, token_types, hidden, logits, .. } = &case;
+        let Case { name, checkpoint, shape, ids, token_types, hidden, logits, pooler } = &case;
+        let (exact, size) = (Rounding::Exact, checkpoint.config().layer.hidden_size);
         let (config, weights) = (checkpoint.config(), checkpoint.model_weights());
         let layers: Vec<_> = checkpoint.layers().collect();
-        let got = oracle::hidden_states(config, &layers, &weights, shape, ids, token_types.as_deref()).unwrap();
+        let got = oracle::hidden_states(config, &layers, &weights, shape, ids, token_types.as_deref(), exact).unwrap();
         check_exact(name, &got, hidden);
         if let Some(logits) = logits {
-            check_exact(&format!("{name}, logits"), &oracle::logits(config, &weights, &got).unwrap(), logits);
+            check_exact(&format!("{name}, logits"), &oracle::logits(config, &weights, &got, exact).unwrap(), logits);
+        }
+        if let Some(pooler) = pooler {
+            let first = oracle::pool(Pooling::Cls, shape, &got, size, exact).unwrap();
+            check_exact(&format!("{name}, pooler"), &oracle::pooler(config, &weights, &first, exact).unwrap(), pooler);
         }
     }
 }
@@ -198,6 +203,51 @@ fn a_text_longer_than_the_table_of_positions_is_refused() {
             "roberta" => assert!(result.unwrap_err().to_string().contains("expected at most 15")),
             _ => assert_eq!(result.unwrap().len(), 18 * model.hidden_size()),
         }
+    }
+}
+
+#[test]
+fn layers_alone_and_folders_by_name_are_what_open_checkpoints_are() {
+    for case in Case::all() {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(&case.name);
+        let design = case.checkpoint.config().layer.design;
+        let (model, encoder) = (Model::from_pretrained(&folder).unwrap(), Encoder::from_pretrained(&folder).unwrap());
+        assert_eq!(model.weights(), &case.checkpoint.model_weights());
+        let serial = |encoder: &Encoder| {
+            let encoder = encoder.with_design(design).unwrap();
+            let x: Vec<_> = case.hidden.iter().map(|&x| x as f32).collect();
+            common::run(&encoder, Schedule::Serial, &case.shape, &x).unwrap()
+        };
+        let expected = serial(case.model().encoder());
+        assert!(serial(model.encoder()) == expected && serial(&encoder) == expected, "{}", case.name);
+        assert!(case.checkpoint.has_head() == case.logits.is_some(), "{}", case.name);
+    }
+    let missing = Encoder::from_pretrained("no such folder").unwrap_err();
+    assert!(missing.to_string().contains("no such folder"), "{missing}");
+}
+
+/// What the GPU's suite runs, since no kernel is as narrow as the folders' models: it is whole, and the engines agree on it.
+#[test]
+fn enlarged_checkpoints_are_models_too() {
+    for (case, small) in Case::all().into_iter().zip(enlarge::folders().unwrap()) {
+        let large = tempfile::tempdir().unwrap();
+        enlarge::enlarge(&small, large.path()).unwrap();
+        let checkpoint = Checkpoint::open(large.path()).unwrap();
+        let layer = &checkpoint.config().layer;
+        assert!(layer.head_dim == 32 && layer.intermediate_size.is_multiple_of(8), "{}: {layer:?}", case.name);
+        let own = &case.checkpoint.config().layer;
+        assert_eq!(layer.num_key_value_heads, own.num_key_value_heads, "{}", case.name);
+        assert_eq!((checkpoint.has_head(), checkpoint.embedding_sizes().vocab_size), (case.logits.is_some(), 37));
+        let model = Model::from_checkpoint(&checkpoint).unwrap();
+        let types = case.token_types.as_deref();
+        let got = model.forward(Schedule::Serial, &case.shape, &case.ids, types).unwrap();
+        let layers: Vec<_> = checkpoint.layers().collect();
+        let weights = checkpoint.model_weights();
+        let exact = Rounding::Exact;
+        let expected =
+            oracle::hidden_states(checkpoint.config(), &layers, &weights, &case.shape, &case.ids, types, exact)
+                .unwrap();
+        check_f32(&got, &expected, model.encoder()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
     }
 }
 

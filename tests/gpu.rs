@@ -1,6 +1,8 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
-//! disturbance, and what must be refused. Where there is no CUDA device every test is reported as ignored.
+//! disturbance, models from their checkpoints on, and what must be refused. Where there is no CUDA device every test is reported as ignored.
 
+#[path = "gpu/models.rs"]
+mod models;
 #[path = "gpu/planner.rs"]
 mod planner;
 
@@ -55,7 +57,8 @@ fn trials(device: &Device) -> Vec<Trial> {
                 verify::gpu::cases(&portable)
                     .into_iter()
                     .filter(|case| {
-                        case.name.starts_with("layer") || case.name.starts_with("gemm") && case.name.contains("planned")
+                        let planned = case.name.starts_with("gemm") && case.name.contains("planned");
+                        planned || case.name.starts_with("layer") || case.name.starts_with("model")
                     })
                     .map(|case| trial(format!("portable {}", case.name), case)),
             ),
@@ -86,6 +89,7 @@ fn trials(device: &Device) -> Vec<Trial> {
         }));
     }
     planner::trials(device, &mut trials);
+    models::trials(device, &mut trials);
     trials
 }
 

@@ -2,10 +2,9 @@
 //! Transformers (`minilm/make.py`). `make test-minilm` fetches the model and runs this.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use paf_cuda::checkpoint::{Checkpoint, CheckpointError, Tokenizer};
-use paf_cuda::cpu::{Encoder, Model, Pooling};
+use paf_cuda::checkpoint::{CheckpointError, Tokenizer};
+use paf_cuda::cpu::{Model, Pooling};
 use paf_cuda::{BatchShape, Error, Schedule};
 use safetensors::{Dtype, SafeTensors};
 
@@ -32,9 +31,7 @@ fn sentences_have_the_vectors_that_transformers_gives_them() {
     assert_eq!(tokens.shape, BatchShape::packed(lengths).unwrap());
     assert_eq!(tokens.ids, numbers("ids"));
 
-    let checkpoint = Checkpoint::open(&folder).unwrap();
-    let encoder = Encoder::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect())).unwrap();
-    let model = Model::new(encoder, checkpoint.model_weights()).unwrap();
+    let model = Model::from_pretrained(&folder).unwrap();
     let hidden = model.forward(Schedule::Serial, &tokens.shape, &tokens.ids, Some(&tokens.token_types)).unwrap();
     let vectors = model.pool(Pooling::Mean, &tokens.shape, &hidden).unwrap();
 

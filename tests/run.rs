@@ -1,13 +1,15 @@
 //! `paf run` as a user runs it, over the small checkpoints with a tokenizer of words: results are the library's, in the
 //! order of the inputs, whatever the batches; what cannot be run is said where it stands.
 
+#[path = "run/engines.rs"]
+mod engines;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
 
 use paf_cuda::checkpoint::{Checkpoint, Tokenizer, Tokens};
-use paf_cuda::cpu::{Encoder, Model, Pooling};
+use paf_cuda::cpu::{Model, Pooling};
 use paf_cuda::{Design, Schedule};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -57,8 +59,13 @@ impl Folder {
     }
 
     fn run_with(&self, arguments: &[&str], stdin: &[u8]) -> Output {
+        self.run_on("cpu", arguments, stdin)
+    }
+
+    /// On the engine of that name.
+    fn run_on(&self, backend: &str, arguments: &[&str], stdin: &[u8]) -> Output {
         let mut child = Command::new(env!("CARGO_BIN_EXE_paf"))
-            .args(["run", "--checkpoint", self.0.path().to_str().unwrap()])
+            .args(["run", "--backend", backend, "--checkpoint", self.0.path().to_str().unwrap()])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -105,8 +112,7 @@ impl Folder {
         if let Some(design) = design {
             checkpoint = checkpoint.with_design(design).unwrap();
         }
-        let encoder = Encoder::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect())).unwrap();
-        let model = Model::new(encoder, checkpoint.model_weights()).unwrap();
+        let model = Model::from_checkpoint(&checkpoint).unwrap();
         Library { model, tokenizer: Tokenizer::open(self.0.path()).unwrap() }
     }
 }
@@ -521,7 +527,8 @@ fn a_reader_that_leaves_is_no_error() {
     let folder = Folder::new("bert_encoder");
     let input = folder.write("texts.jsonl", json_lines().repeat(200));
     let mut child = Command::new(env!("CARGO_BIN_EXE_paf"))
-        .args(["run", "--checkpoint", folder.0.path().to_str().unwrap(), "--input", &input, "--batch-tokens", "64"])
+        .args(["run", "--backend", "cpu", "--checkpoint", folder.0.path().to_str().unwrap(), "--input", &input])
+        .args(["--batch-tokens", "64"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -543,7 +550,8 @@ fn a_real_model_gives_the_vectors_that_transformers_gives() {
     std::fs::write(&input, lines.collect::<String>()).unwrap();
     let vectors = folder.path().join("vectors.safetensors");
     let status = Command::new(env!("CARGO_BIN_EXE_paf"))
-        .args(["run", "--normalize", "--format", "safetensors", "--batch-tokens", "100", "--checkpoint"])
+        .args(["run", "--backend", "cpu", "--normalize", "--format", "safetensors", "--batch-tokens", "100"])
+        .arg("--checkpoint")
         .arg(root.join(".minilm/model"))
         .arg("--input")
         .arg(&input)

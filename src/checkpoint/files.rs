@@ -132,21 +132,36 @@ impl Files {
     /// The elements of a source, one piece after the other, as f32: exact, since the types on disk are no wider.
     pub(super) fn read(&self, source: &Source) -> Vec<f32> {
         let mut values = vec![0.0; source.len()];
-        let mut rest = values.as_mut_slice();
+        self.read_part(source, 0, &mut values);
+        values
+    }
+
+    /// The elements from `first` on, as many as `to` has room for; the source has that many.
+    pub(super) fn read_part(&self, source: &Source, first: usize, to: &mut [f32]) {
+        let (mut before, mut rest) = (first, to);
         let mut parts = Vec::new();
         for piece in source.pieces() {
-            let (part, others) = rest.split_at_mut(piece.len());
-            rest = others;
-            if let &Piece::Stored { shard, dtype, start, len } = piece {
-                parts.push((part, dtype, &self.shards[shard].map[start..start + len * dtype.bitsize() / 8]));
+            if before >= piece.len() {
+                before -= piece.len();
+                continue;
             }
+            let (part, others) = rest.split_at_mut((piece.len() - before).min(rest.len()));
+            rest = others;
+            match *piece {
+                Piece::Stored { shard, dtype, start, .. } => {
+                    let size = dtype.bitsize() / 8;
+                    let bytes = &self.shards[shard].map[start + before * size..][..part.len() * size];
+                    parts.push((part, dtype, bytes));
+                }
+                Piece::Zeros(_) => part.fill(0.0),
+            }
+            before = 0;
         }
         parts.into_par_iter().for_each(|(part, dtype, bytes)| match dtype {
             Dtype::F16 => convert(part, bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
             Dtype::BF16 => convert(part, bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             _ => convert(part, bytes, f32::from_le_bytes),
         });
-        values
     }
 }
 

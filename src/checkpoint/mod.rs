@@ -15,19 +15,14 @@
 //! | `falcon` | Falcon-7B; the new decoder architecture (40B, 180B, Falcon2-11B) | PAF, one norm or two |
 //!
 //! ```no_run
-//! use std::sync::Arc;
-//!
-//! use paf_cuda::checkpoint::Checkpoint;
 //! use paf_cuda::{BatchShape, Schedule, cpu};
 //!
-//! let checkpoint = Checkpoint::open("all-MiniLM-L6-v2")?;
-//! let encoder = cpu::Encoder::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect()))?;
-//! let model = cpu::Model::new(encoder, checkpoint.model_weights())?;
+//! let model = cpu::Model::from_pretrained("all-MiniLM-L6-v2")?; // or `gpu::Model::from_pretrained`
 //!
 //! // Two texts, of four tokens and three: from a tokenizer; with the feature `tokenizers`, from `checkpoint::Tokenizer`.
 //! let ids = [101, 7592, 2088, 102, 101, 7592, 102];
 //! let shape = BatchShape::packed(vec![4, 3])?;
-//! let hidden = model.forward(Schedule::Serial, &shape, &ids, None)?;
+//! let hidden = model.forward(Schedule::Serial, &shape, &ids, None)?; // [7, hidden_size]
 //! let vectors = model.pool(cpu::Pooling::Mean, &shape, &hidden)?; // [2, hidden_size]
 //! # Ok::<(), paf_cuda::Error>(())
 //! ```
@@ -41,6 +36,8 @@ mod gpt_neox;
 mod gptj;
 mod phi;
 mod sources;
+#[cfg(feature = "cuda")]
+mod stored;
 #[cfg(feature = "tokenizers")]
 mod tokenizer;
 
@@ -56,7 +53,9 @@ pub use tokenizer::{Tokenizer, Tokens};
 
 use crate::config::{Design, EncoderConfig};
 use crate::error::{Error, Result};
-use crate::weights::{Dense, Embeddings, Head, LayerWeights, ModelWeights, NormWeights, PositionEmbeddings, Transform};
+use crate::weights::{
+    Dense, EmbeddingSizes, Embeddings, Head, LayerWeights, ModelWeights, NormWeights, PositionEmbeddings, Transform,
+};
 
 /// A family: how its tensors map, and which ones no model needs.
 struct Family {
@@ -148,6 +147,23 @@ impl Checkpoint {
     /// Dimensions and design of the layers.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
+    }
+
+    /// How many rows the embedding tables have.
+    pub fn embedding_sizes(&self) -> EmbeddingSizes {
+        let rows = |table: &Source| table.len() / self.config.layer.hidden_size;
+        let position = self.model.position.as_ref();
+        EmbeddingSizes {
+            vocab_size: rows(&self.model.word),
+            max_position_embeddings: position.map(|(table, _)| rows(table)),
+            padding_idx: position.and_then(|(_, padding_idx)| *padding_idx),
+            type_vocab_size: self.model.token_type.as_ref().map(rows),
+        }
+    }
+
+    /// Whether there are weights from hidden states to logits.
+    pub fn has_head(&self) -> bool {
+        self.model.head.is_some()
     }
 
     /// The layers, from the first to the last, each converted when the iterator comes to it: what

@@ -1,5 +1,7 @@
 //! The f32 engine: matrix products by the `gemm` crate, threads by rayon.
 
+#[cfg(feature = "checkpoint")]
+use std::path::Path;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -7,6 +9,8 @@ use rayon::prelude::*;
 use super::attention::{attention, rotate};
 use super::product::linear;
 use super::{check_len, zero_padding};
+#[cfg(feature = "checkpoint")]
+use crate::checkpoint::Checkpoint;
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::weights::{LayerWeights, NormWeights};
@@ -34,6 +38,36 @@ impl Encoder {
         }
         layers.iter().try_for_each(|weights| weights.check(&config.layer))?;
         Ok(Self { config, layers })
+    }
+
+    /// The layers of the checkpoint in `folder`, in Hugging Face's format: the stack alone, from activations
+    /// `[rows, hidden_size]` to activations. [`Model::from_pretrained`](super::Model::from_pretrained) has what is around it, too.
+    ///
+    /// ```no_run
+    /// use paf_cuda::{BatchShape, Schedule, cpu};
+    ///
+    /// let encoder = cpu::Encoder::from_pretrained("pythia-70m")?;
+    /// let shape = BatchShape::packed(vec![5, 3])?; // 8 rows
+    /// let x = vec![0.5; 8 * encoder.config().layer.hidden_size]; // [8, 512]
+    /// let mut y = vec![0.0; x.len()]; // [8, 512]
+    /// encoder.forward(Schedule::Serial, &shape, &x, &mut y, &mut encoder.workspace(&shape)?)?;
+    /// # Ok::<(), paf_cuda::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What [`Checkpoint::open`] finds.
+    #[cfg(feature = "checkpoint")]
+    pub fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open(folder)?)
+    }
+
+    /// The same of a checkpoint that is open, and in its design.
+    ///
+    /// # Errors
+    /// What [`new`](Self::new) finds.
+    #[cfg(feature = "checkpoint")]
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect()))
     }
 
     /// The same weights, not copied, in another design.

@@ -11,6 +11,8 @@ pub(crate) mod product;
 
 pub use engine::{Encoder, SCHEDULES, Workspace};
 pub use model::{Model, Pooling};
+#[cfg(feature = "cuda")]
+pub(crate) use model::{no_head, no_pooler, zeros};
 
 use crate::config::BatchShape;
 use crate::error::{Error, Result};

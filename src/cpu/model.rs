@@ -1,11 +1,16 @@
 //! A whole language model in f32: token ids → embeddings → [`Encoder`] → final norm → logits or pooled vectors.
 
+#[cfg(feature = "checkpoint")]
+use std::path::Path;
+
 use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::engine::{Encoder, activate, normalize};
 use super::product::{Onto, View, ViewMut, linear, multiply};
 use super::{check_len, zero_padding};
+#[cfg(feature = "checkpoint")]
+use crate::checkpoint::Checkpoint;
 use crate::config::{BatchShape, Schedule};
 use crate::error::{Error, Result};
 use crate::weights::{Dense, Head, ModelWeights, Transform};
@@ -17,6 +22,16 @@ pub enum Pooling {
     Mean,
     /// That of the first token, `[CLS]` or `<s>`.
     Cls,
+}
+
+impl Pooling {
+    /// Rows of a sequence that count; no more than it has do.
+    pub(crate) fn most_rows(self) -> usize {
+        match self {
+            Self::Mean => usize::MAX,
+            Self::Cls => 1,
+        }
+    }
 }
 
 /// A model, ready to run on the CPU in f32.
@@ -34,6 +49,35 @@ impl Model {
     pub fn new(encoder: Encoder, weights: ModelWeights) -> Result<Self> {
         weights.check(&encoder.config().layer)?;
         Ok(Self { encoder, weights })
+    }
+
+    /// The model of the checkpoint in `folder`, in Hugging Face's format: its layers, and what is around them.
+    ///
+    /// ```no_run
+    /// use paf_cuda::{BatchShape, Schedule, cpu};
+    ///
+    /// let model = cpu::Model::from_pretrained("pythia-70m")?;
+    /// let ids = [12092, 13, 1533]; // one text, of three tokens
+    /// let hidden = model.forward(Schedule::Serial, &BatchShape::packed(vec![3])?, &ids, None)?; // [3, hidden_size]
+    /// let last = &hidden[2 * model.hidden_size()..]; // [1, hidden_size]
+    /// let logits = model.logits(last)?; // [1, vocab_size], of the token that comes next
+    /// # Ok::<(), paf_cuda::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What [`Checkpoint::open`] finds.
+    #[cfg(feature = "checkpoint")]
+    pub fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open(folder)?)
+    }
+
+    /// The same of a checkpoint that is open, and in its design.
+    ///
+    /// # Errors
+    /// What [`new`](Self::new) finds.
+    #[cfg(feature = "checkpoint")]
+    pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        Self::new(Encoder::from_checkpoint(checkpoint)?, checkpoint.model_weights())
     }
 
     /// The layers.
@@ -122,10 +166,7 @@ impl Model {
         let rows = hidden.len() / hidden_size;
         check_len("logits", "hidden", hidden.len(), [rows, hidden_size])?;
         let Some(Head { transform, decoder, bias }) = &self.weights.head else {
-            return Err(Error::Unsupported {
-                what: "logits of a model without a language-model head".into(),
-                remedy: "use its hidden states, or weights that include the head".into(),
-            });
+            return Err(no_head());
         };
         let transformed = match transform {
             None => None,
@@ -166,10 +207,7 @@ impl Model {
         check_len("pool", "hidden", hidden.len(), [shape.rows(), hidden_size])?;
         let mut pooled = zeros(shape.batch(), hidden_size)?;
         pooled.par_chunks_exact_mut(hidden_size).enumerate().for_each(|(i, pooled)| {
-            let length = match pooling {
-                Pooling::Mean => shape.length(i),
-                Pooling::Cls => shape.length(i).min(1),
-            };
+            let length = shape.length(i).min(pooling.most_rows());
             let first = shape.first_row(i) * hidden_size;
             for row in hidden[first..first + length * hidden_size].chunks_exact(hidden_size) {
                 pooled.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
@@ -189,10 +227,7 @@ impl Model {
         let rows = pooled.len() / self.hidden_size();
         check_len("pooler", "pooled", pooled.len(), [rows, self.hidden_size()])?;
         let Some(Dense { weight, bias }) = &self.weights.pooler else {
-            return Err(Error::Unsupported {
-                what: "the pooler of a model without one".into(),
-                remedy: "use the pooled hidden states as they are".into(),
-            });
+            return Err(no_pooler());
         };
         let mut y = zeros(rows, self.hidden_size())?;
         linear(&mut y, pooled, rows, weight, bias);
@@ -201,8 +236,24 @@ impl Model {
     }
 }
 
+/// What [`Model::logits`] says, on every engine.
+pub(crate) fn no_head() -> Error {
+    Error::Unsupported {
+        what: "logits of a model without a language-model head".into(),
+        remedy: "use its hidden states, or weights that include the head".into(),
+    }
+}
+
+/// What [`Model::pooler`] says, on every engine.
+pub(crate) fn no_pooler() -> Error {
+    Error::Unsupported {
+        what: "the pooler of a model without one".into(),
+        remedy: "use the pooled hidden states as they are".into(),
+    }
+}
+
 /// `[rows, width]` zeros, or an error instead of an abort where memory does not suffice.
-fn zeros(rows: usize, width: usize) -> Result<Vec<f32>> {
+pub(crate) fn zeros(rows: usize, width: usize) -> Result<Vec<f32>> {
     let mut values = Vec::new();
     let reserved = rows.checked_mul(width).filter(|&len| values.try_reserve_exact(len).is_ok());
     let len = reserved.ok_or_else(|| Error::Unsupported {

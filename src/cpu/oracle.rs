@@ -14,7 +14,7 @@ mod model;
 use rayon::prelude::*;
 
 pub use attention::{attention, log_sum_exp, rotate};
-pub use model::{embed, hidden_states, logits};
+pub use model::{embed, hidden_states, logits, pool, pooler};
 
 use super::{check_len, zero_padding};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig};

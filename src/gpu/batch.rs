@@ -1,6 +1,6 @@
 //! Which rows of a tensor belong to which sequence, on a device.
 
-use super::device::Device;
+use super::device::{Device, Stream};
 use super::memory::Buffer;
 use crate::config::BatchShape;
 use crate::error::{Error, Result};
@@ -12,6 +12,16 @@ pub struct Batch {
     device: Device,
     /// i32 lengths, if there are any; for packed sequences then their first rows, then the position of each row.
     buffer: Option<Buffer>,
+}
+
+/// What `Batch::buffer` holds.
+fn values(shape: &BatchShape) -> Vec<i32> {
+    let mut values: Vec<i32> = shape.lengths().unwrap_or_default().iter().map(|&len| len as i32).collect();
+    if shape.is_packed() {
+        values.extend((0..shape.batch()).map(|i| shape.first_row(i) as i32));
+        values.extend((0..shape.batch()).flat_map(|i| 0..shape.length(i) as i32));
+    }
+    values
 }
 
 /// A batch as the launchers see it. Pointers are to i32 on the device; 0 stands for what follows from the numbers.
@@ -71,11 +81,7 @@ impl Batch {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
     pub fn new(device: &Device, shape: &BatchShape) -> Result<Self> {
-        let mut values: Vec<i32> = shape.lengths().unwrap_or_default().iter().map(|&len| len as i32).collect();
-        if shape.is_packed() {
-            values.extend((0..shape.batch()).map(|i| shape.first_row(i) as i32));
-            values.extend((0..shape.batch()).flat_map(|i| 0..shape.length(i) as i32));
-        }
+        let values = values(shape);
         let mut buffer = None;
         if !values.is_empty() {
             let bytes = values.len() * size_of::<i32>();
@@ -83,6 +89,28 @@ impl Batch {
             new.write(0, &values)?;
         }
         Ok(Self { shape: shape.clone(), device: device.clone(), buffer })
+    }
+
+    /// Device memory that [`with_room`](Self::with_room) takes, bytes.
+    pub(super) fn room_bytes(rows: usize, sequences: usize) -> usize {
+        (2 * sequences + rows) * size_of::<i32>()
+    }
+
+    /// A batch of one token, with room for [`set`](Self::set) to make another of it.
+    pub(super) fn with_room(device: &Device, rows: usize, sequences: usize) -> Result<Self> {
+        let buffer = Buffer::new(device, "the lengths of a batch", Self::room_bytes(rows, sequences))?;
+        Ok(Self { shape: BatchShape::new(1, 1)?, device: device.clone(), buffer: Some(buffer) })
+    }
+
+    /// Another batch in the same memory, in the order of `stream`: what was launched there before has still seen the last one.
+    /// There must be room for it.
+    pub(super) fn set(&mut self, stream: &Stream, shape: &BatchShape) -> Result<()> {
+        let values = values(shape);
+        if let Some(buffer) = self.buffer.as_ref().filter(|_| !values.is_empty()) {
+            buffer.write_on(stream, 0, &values)?;
+        }
+        self.shape = shape.clone();
+        Ok(())
     }
 
     /// The shape.
@@ -104,7 +132,9 @@ impl Batch {
     }
 
     pub(super) fn sequences(&self) -> Sequences {
-        let (batch, lengths) = (self.shape.batch(), self.buffer.as_ref().map_or(0, Buffer::pointer));
+        // A batch with room for others has a buffer that may hold nothing of this one.
+        let buffer = self.buffer.as_ref().filter(|_| self.shape.lengths().is_some());
+        let (batch, lengths) = (self.shape.batch(), buffer.map_or(0, Buffer::pointer));
         // In the order of `buffer`.
         let packed =
             |before: usize| if self.shape.is_packed() { lengths + (before * size_of::<i32>()) as u64 } else { 0 };

@@ -1,21 +1,25 @@
 //! A stack of layers on a device: weights packed once, checked once; forward calls that only launch.
 
 use std::borrow::Borrow;
+#[cfg(feature = "checkpoint")]
+use std::path::Path;
 use std::sync::Arc;
 
 use super::attention::{self, head_dims};
 use super::batch::Batch;
 use super::device::{Device, Stream};
 use super::graph::Graph;
-use super::memory::{Buffer, Matrix, Tensor, to_bits};
+use super::memory::{Buffer, Matrix, Tensor};
 use super::norm::MAX_HIDDEN;
 use super::plan::{self, Plan};
 use super::schedule;
 use super::workspace::Workspace;
+#[cfg(feature = "checkpoint")]
+use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, LayerConfig};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::weights::LayerWeights;
+use crate::weights::{Elements, LayerElements, LayerWeights, check_lengths};
 
 /// Tensors of a layer start on this many bytes.
 const ALIGNMENT: usize = 256;
@@ -43,25 +47,25 @@ pub(super) struct DeviceLayer {
 }
 
 impl DeviceLayer {
-    fn upload(device: &Device, config: &LayerConfig, dtype: Dtype, weights: &LayerWeights) -> Result<Self> {
-        weights.check(config)?;
+    fn upload(
+        device: &Device,
+        config: &LayerConfig,
+        dtype: Dtype,
+        LayerElements(fields): &LayerElements<'_>,
+    ) -> Result<Self> {
+        check_lengths(config, fields.each_ref().map(|(name, elements)| (*name, elements.len())))?;
         let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
-        let b_out: Vec<f32> = weights.b_o.iter().zip(&weights.b_2).map(|(o, two)| o + two).collect();
-        let tensors = [
-            &weights.w_qkv,
-            &weights.w_1,
-            &weights.w_o,
-            &weights.w_2,
-            &weights.b_qkv,
-            &weights.b_1,
-            &weights.b_o,
-            &weights.b_2,
-            &b_out,
-            &weights.ln_1.gamma,
-            &weights.ln_1.beta,
-            &weights.ln_2.gamma,
-            &weights.ln_2.beta,
-        ];
+        let [w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_2, b_2, gamma_1, beta_1, gamma_2, beta_2] =
+            fields.each_ref().map(|(_, elements)| &**elements);
+        let [mut b_out, of_ffn] = [b_o, b_2].map(|bias| {
+            let mut values = vec![0.0; h];
+            bias.read(0, &mut values);
+            values
+        });
+        b_out.iter_mut().zip(of_ffn).for_each(|(sum, two)| *sum += two);
+        let b_out = &b_out;
+        let tensors: [&dyn Elements; 13] =
+            [w_qkv, w_1, w_o, w_2, b_qkv, b_1, b_o, b_2, &b_out, gamma_1, beta_1, gamma_2, beta_2];
         let mut bytes = 0usize;
         let offsets: [usize; 13] = std::array::from_fn(|i| {
             // What the wide product reads as one leaves no gap: widths are multiples of 8, of 16 bytes.
@@ -71,7 +75,7 @@ impl DeviceLayer {
         });
         let buffer = Buffer::new(device, "the weights of a layer", bytes)?;
         for (tensor, offset) in tensors.into_iter().zip(offsets) {
-            buffer.write(offset, &to_bits(dtype, tensor))?;
+            buffer.write_rounded(offset, dtype, tensor)?;
         }
         let at = |index: usize| buffer.pointer() + offsets[index] as u64;
         let matrix = |index, rows, cols| Matrix { pointer: at(index), rows, cols, stride: cols };
@@ -116,13 +120,38 @@ impl EncoderWeights {
         dtype: Dtype,
         layers: impl IntoIterator<Item = L>,
     ) -> Result<Self> {
+        Self::upload_with(device, config, dtype, |upload| {
+            layers.into_iter().try_for_each(|layer| upload(&layer.borrow().into()))
+        })
+    }
+
+    /// The same of a checkpoint's layers, in its design or another one's. They go to the device a few megabytes at a time: no
+    /// layer is ever whole in the host's memory, but for the file that is mapped there.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    #[cfg(feature = "checkpoint")]
+    pub fn from_checkpoint(device: &Device, checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self> {
+        Self::upload_with(device, checkpoint.config(), dtype, |upload| {
+            checkpoint.layer_elements().try_for_each(|layer| upload(&layer))
+        })
+    }
+
+    /// `each` calls what it is given with one layer after the other.
+    fn upload_with(
+        device: &Device,
+        config: &EncoderConfig,
+        dtype: Dtype,
+        each: impl FnOnce(&mut dyn FnMut(&LayerElements<'_>) -> Result<()>) -> Result<()>,
+    ) -> Result<Self> {
         config.validate()?;
         check_config(&config.layer)?;
         device.kernels(dtype)?;
-        let layers = layers
-            .into_iter()
-            .map(|layer| DeviceLayer::upload(device, &config.layer, dtype, layer.borrow()))
-            .collect::<Result<Vec<_>>>()?;
+        let mut layers = Vec::new();
+        each(&mut |layer| {
+            layers.push(DeviceLayer::upload(device, &config.layer, dtype, layer)?);
+            Ok(())
+        })?;
         if layers.len() != config.num_hidden_layers {
             return Err(Error::mismatch("weights", "number of layers", layers.len(), config.num_hidden_layers));
         }
@@ -194,6 +223,42 @@ impl Encoder {
         Ok(Self { config: config.clone(), weights })
     }
 
+    /// The layers of the checkpoint in `folder`, in Hugging Face's format, on `device` in `dtype`: the stack alone, from
+    /// activations `[rows, hidden_size]` to activations. [`Model::from_pretrained`](super::Model::from_pretrained) has what is
+    /// around it, too.
+    ///
+    /// ```no_run
+    /// use paf_cuda::gpu::{Batch, Device, Encoder, Stream, Tensor};
+    /// use paf_cuda::{BatchShape, Dtype, Schedule};
+    ///
+    /// let device = Device::new(0)?;
+    /// let encoder = Encoder::from_pretrained(&device, "pythia-70m", Dtype::Bf16)?;
+    /// let batch = Batch::new(&device, &BatchShape::packed(vec![5, 3])?)?; // 8 rows
+    /// let hidden_size = encoder.config().layer.hidden_size; // 512
+    /// let x = Tensor::from_host(&device, Dtype::Bf16, 8, hidden_size, &vec![0.5; 8 * hidden_size])?;
+    /// let mut y = Tensor::poisoned(&device, Dtype::Bf16, 8, hidden_size)?;
+    /// let (stream, mut workspace) = (Stream::new(&device)?, encoder.workspace(&batch)?);
+    /// encoder.forward(&stream, Schedule::Fused, &batch, &x, &mut y, &mut workspace)?;
+    /// let hidden = y.to_host()?; // [8, hidden_size]
+    /// # Ok::<(), paf_cuda::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What [`Checkpoint::open`] and [`EncoderWeights::from_checkpoint`] find.
+    #[cfg(feature = "checkpoint")]
+    pub fn from_pretrained(device: &Device, folder: impl AsRef<Path>, dtype: Dtype) -> Result<Self> {
+        Self::from_checkpoint(device, &Checkpoint::open(folder)?, dtype)
+    }
+
+    /// The same of a checkpoint that is open, and in its design.
+    ///
+    /// # Errors
+    /// What [`EncoderWeights::from_checkpoint`] finds.
+    #[cfg(feature = "checkpoint")]
+    pub fn from_checkpoint(device: &Device, checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self> {
+        Self::new(checkpoint.config(), Arc::new(EncoderWeights::from_checkpoint(device, checkpoint, dtype)?))
+    }
+
     /// What the stack is.
     pub fn config(&self) -> &EncoderConfig {
         &self.config
@@ -259,6 +324,27 @@ impl Encoder {
         unsafe {
             schedule::forward(self, &self.weights.layers, stream, &plan, batch, x.matrix(), y.matrix(), workspace)
         }
+    }
+
+    /// [`forward`](Self::forward) on matrices.
+    ///
+    /// # Safety
+    /// Both are `[batch.shape().rows(), hidden_size]` without gaps, in the encoder's element type, aligned to 16 bytes and apart;
+    /// they, batch and workspace live on the encoder's device until the stream has run the call, and nothing else writes `x`, or
+    /// touches `y` or the workspace, meanwhile.
+    pub(super) unsafe fn forward_matrices(
+        &self,
+        stream: &Stream,
+        plan: &Plan,
+        batch: &Batch,
+        (x, y): (Matrix, Matrix),
+        workspace: &mut Workspace,
+    ) -> Result<()> {
+        workspace.check(&self.config.layer, batch.shape().rows())?;
+        self.device().enter()?;
+        self.prepare(plan, batch)?;
+        // SAFETY: the caller's promise, passed on; the workspace is large enough.
+        unsafe { schedule::forward(self, &self.weights.layers, stream, plan, batch, x, y, workspace) }
     }
 
     /// Records the launches of [`forward`](Self::forward) into a graph, which keeps the operands borrowed. Runs nothing.

@@ -3,10 +3,15 @@
 //! Each function checks shapes, element types, devices and aliasing, enqueues one kernel on the stream, and returns. The
 //! operands belong to the call until the stream has run it.
 
+mod embed;
+
+pub use embed::{Table, embed, pool, tanh};
+
 pub use super::attention::AttentionVariant;
 use super::attention::{self, sm80, sm90};
 use super::batch::Batch;
 use super::device::{Device, Stream};
+pub use super::embed::Indices;
 use super::gemm::{self, Gemm, Then};
 pub use super::gemm::{Cluster, GemmVariant};
 use super::graph::Graph;

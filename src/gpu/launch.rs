@@ -14,6 +14,7 @@ use cudarc::driver::{CudaContext, result};
 use super::attention::sm80::Sm80Attention;
 use super::attention::sm90::Sm90Attention;
 use super::device::{Device, Stream};
+use super::embed::{self, EmbedKernel};
 use super::gemm::sm80::Sm80Gemm;
 use super::gemm::sm90::Sm90Gemm;
 use super::memory::Matrix;
@@ -228,6 +229,10 @@ pub(super) struct Kernels {
     pub(super) norm_parts: Vec<Function>,
     /// In the order of [`RotaryKernel::ALL`].
     pub(super) rotary: Vec<Function>,
+    /// In the order of [`EmbedKernel::ALL`].
+    pub(super) embed: Vec<Function>,
+    pub(super) pool: Function,
+    pub(super) tanh: Function,
     /// Occupies a stream for a while.
     delay: Function,
     // Functions are handles into these.
@@ -241,6 +246,8 @@ impl Kernels {
         let target = if hopper { "sm90" } else { "sm80" };
         let norm_module = Module::load(device, &format!("norm_{target}_{dtype}"))?;
         let rotary_module = Module::load(device, &format!("rotary_{target}_{dtype}"))?;
+        // Portable alone: once a model, not once a layer.
+        let embed_module = Module::load(device, &format!("embed_sm80_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
         let norms = |prefix: &str| {
             let function = |kernel: &NormKernel| {
@@ -253,6 +260,12 @@ impl Kernels {
             .iter()
             .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
             .collect::<Result<_>>()?;
+        let embed = EmbedKernel::ALL
+            .iter()
+            .map(|kernel| embed_module.function(device, kernel.name, kernel.threads, 0))
+            .collect::<Result<_>>()?;
+        let pool = embed_module.function(device, "pool", embed::POOL_THREADS, 0)?;
+        let tanh = embed_module.function(device, "tanh_floats", embed::TANH_THREADS, 0)?;
         let delay = probe_module.function(device, "delay", 1, 0)?;
         let kernels = Self {
             dtype,
@@ -264,8 +277,11 @@ impl Kernels {
             norm,
             norm_parts,
             rotary,
+            embed,
+            pool,
+            tanh,
             delay,
-            _modules: vec![norm_module, rotary_module, probe_module],
+            _modules: vec![norm_module, rotary_module, embed_module, probe_module],
         };
         if !hopper {
             kernels.gemm_sm80(device)?;
@@ -293,7 +309,8 @@ impl Kernels {
         let portable = self.gemm_sm80(device)?.functions().chain(self.attention_sm80(device)?.functions());
         let gemm_sm90 = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
         let attention_sm90 = self.attention_sm90.iter().flat_map(Sm90Attention::functions);
-        let others = self.norm.iter().chain(&self.norm_parts).chain(&self.rotary).chain([&self.delay]);
+        let around = self.embed.iter().chain([&self.pool, &self.tanh, &self.delay]);
+        let others = self.norm.iter().chain(&self.norm_parts).chain(&self.rotary).chain(around);
         let functions = portable.chain(gemm_sm90).chain(attention_sm90).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }

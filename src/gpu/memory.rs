@@ -3,9 +3,10 @@
 use cudarc::driver::{DriverError, result, sys};
 use rayon::prelude::*;
 
-use super::device::Device;
+use super::device::{Device, Stream};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::weights::{Elements, in_pieces};
 
 /// An owned allocation. Dropping it waits for the device first, so that no kernel can still be using it.
 #[derive(Debug)]
@@ -62,15 +63,40 @@ impl Buffer {
         Ok(values)
     }
 
-    /// Part of the content, after everything launched on the device has finished.
-    fn read_part_u16(&self, offset: usize, words: usize) -> Result<Vec<u16>> {
-        assert!((offset + words) * 2 <= self.bytes, "a read past the end of a buffer");
+    /// `len` values from `offset_bytes` on, after everything launched on the device has finished.
+    pub(super) fn read_part<T: bytemuck::Pod>(&self, offset_bytes: usize, len: usize) -> Result<Vec<T>> {
+        assert!(offset_bytes + len * size_of::<T>() <= self.bytes, "a read past the end of a buffer");
         self.device.synchronize()?;
-        let mut values = vec![0u16; words];
-        // SAFETY: inside the allocation, as just checked.
-        let copied = unsafe { result::memcpy_dtoh_sync(&mut values, self.pointer + offset as u64 * 2) };
+        let mut values = vec![T::zeroed(); len];
+        // SAFETY: inside the allocation, as just checked; any bits are a value.
+        let copied = unsafe { result::memcpy_dtoh_sync(&mut values, self.pointer + offset_bytes as u64) };
         self.device.check("copying from the device", copied)?;
         Ok(values)
+    }
+
+    /// Rounds `elements` to `dtype` and copies them to `offset_bytes`, a piece at a time, so that no more than a few megabytes of
+    /// the host's memory are needed whatever their number.
+    pub(super) fn write_rounded(&self, offset_bytes: usize, dtype: Dtype, elements: &dyn Elements) -> Result<()> {
+        const PIECE: usize = 1 << 22;
+        in_pieces(elements, PIECE, |first, values| {
+            self.write(offset_bytes + first * Dtype::BYTES, &to_bits(dtype, values))
+        })
+    }
+
+    /// Enqueues a copy of `values` to `offset_bytes` on `stream`, in its order. The values may change when this returns.
+    pub(super) fn write_on<T: bytemuck::NoUninit>(
+        &self,
+        stream: &Stream,
+        offset_bytes: usize,
+        values: &[T],
+    ) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        assert!(offset_bytes + bytes.len() <= self.bytes, "a write past the end of a buffer");
+        self.device.enter()?;
+        // SAFETY: inside the allocation, as just checked, which outlives the copy since it waits for the device before it is
+        // freed. The source is pageable memory, of which the driver has made its own copy when the call returns.
+        let copied = unsafe { result::memcpy_htod_async(self.pointer + offset_bytes as u64, bytes, stream.raw()) };
+        self.device.check("copying to the device", copied)
     }
 
     /// Copies from `from` over and over until this buffer is full.
@@ -164,7 +190,7 @@ impl Tensor {
         if row >= self.rows {
             return Err(Error::mismatch("Tensor::row", "row", row, format!("less than {}", self.rows)));
         }
-        let bits = self.buffer.read_part_u16(row * self.cols, self.cols)?;
+        let bits: Vec<u16> = self.buffer.read_part(row * self.cols * Dtype::BYTES, self.cols)?;
         Ok(bits.into_iter().map(|bits| self.dtype.from_bits(bits)).collect())
     }
 
@@ -174,6 +200,35 @@ impl Tensor {
     /// [`Error::Cuda`], [`Error::ContextLost`].
     pub fn poison(&mut self) -> Result<()> {
         self.buffer.fill_u16(self.dtype.to_bits(f32::NAN))
+    }
+
+    /// `elements`, a matrix of `cols` columns, rounded to `dtype`, with rows of zeros after its own up to a multiple of
+    /// `multiple` of them.
+    pub(super) fn from_elements(
+        device: &Device,
+        dtype: Dtype,
+        what: &'static str,
+        elements: &dyn Elements,
+        cols: usize,
+        multiple: usize,
+    ) -> Result<Self> {
+        let len = elements.len();
+        if len == 0 || !len.is_multiple_of(cols) {
+            return Err(Error::mismatch("weights", what, format!("{len} elements"), format!("rows of {cols}")));
+        }
+        let rows = len / cols;
+        let tensor = Self::uninitialised(device, dtype, rows.next_multiple_of(multiple), cols)?;
+        tensor.buffer.write_rounded(0, dtype, elements)?;
+        if tensor.rows > rows {
+            tensor.buffer.write(len * Dtype::BYTES, &vec![0u16; (tensor.rows - rows) * cols])?;
+        }
+        Ok(tensor)
+    }
+
+    /// The elements of the first `rows` rows as f32, after everything launched on the device has finished.
+    pub(super) fn first_rows(&self, rows: usize) -> Result<Vec<f32>> {
+        let bits: Vec<u16> = self.buffer.read_part(0, rows * self.cols)?;
+        Ok(bits.par_iter().map(|&bits| self.dtype.from_bits(bits)).collect())
     }
 
     fn uninitialised(device: &Device, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
@@ -252,13 +307,17 @@ impl Floats {
     /// # Errors
     /// An error of any kernel that ran before.
     pub fn to_host(&self) -> Result<Vec<f32>> {
-        let halves = self.buffer.read_u16()?;
-        Ok(halves
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&[low, high]| f32::from_bits(u32::from(low) | u32::from(high) << 16))
-            .collect())
+        self.first(self.len)
+    }
+
+    /// The first `len` of them, after everything launched on the device has finished.
+    pub(super) fn first(&self, len: usize) -> Result<Vec<f32>> {
+        self.buffer.read_part(0, len)
+    }
+
+    /// Sets every value to NaN, after everything launched on the device has finished.
+    pub(super) fn poison(&mut self) -> Result<()> {
+        self.buffer.fill_u16(0xffff)
     }
 
     /// Number of values.

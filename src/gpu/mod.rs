@@ -9,17 +9,22 @@
 //! A [`Plan`] is such a schedule, with the variants of kernels that it shall use; a schedule alone leaves these to an estimate. A
 //! [`Planner`] finds the fastest plan for a batch shape by measuring, and can keep it in a file.
 //!
+//! A [`Model`] is an encoder with what a language model has around its layers: from token ids to hidden states, which stay on the
+//! device in a [`ModelWorkspace`], and from these to logits or pooled vectors. Unlike the encoder's, its calls copy from and to the host.
+//!
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
 
 mod attention;
 mod batch;
 mod device;
+mod embed;
 mod encoder;
 mod gemm;
 mod graph;
 pub mod kernel;
 mod launch;
 mod memory;
+mod model;
 mod norm;
 #[cfg(feature = "cli")]
 pub mod peer;
@@ -35,5 +40,8 @@ pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version
 pub use encoder::{Encoder, EncoderWeights};
 pub use graph::{Edges, Graph};
 pub use memory::{Floats, Tensor};
+pub use model::{Model, ModelWorkspace};
 pub use plan::{LayerProduct, Plan, Planned, Planner, Timed};
 pub use workspace::{Branch, Workspace};
+
+pub use crate::cpu::Pooling;

@@ -4,7 +4,9 @@
 //! inputs are NaN; sizes are 1, primes, one off a tile.
 
 mod attention;
+mod embed;
 mod layer;
+mod model;
 mod parts;
 mod rotary;
 
@@ -18,6 +20,8 @@ use crate::gpu::tiles::GEMM_SM90_TILES;
 use crate::gpu::{Batch, Device, Stream, Tensor};
 use crate::weights::{NormWeights, random_activations};
 pub use layer::stack;
+pub use model::check as whole_model;
+pub use model::check as model;
 
 const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 
@@ -29,6 +33,8 @@ pub fn cases(device: &Device) -> Vec<Case> {
     cases.extend(attention::cases(device));
     cases.extend(rotary::cases(device));
     cases.extend(join_cases(device));
+    cases.extend(embed::cases(device));
+    cases.extend(model::cases(device));
     cases.extend(layer::cases(device));
     cases
 }

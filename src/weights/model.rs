@@ -1,6 +1,9 @@
 //! Weights of a model outside its layers: embeddings before them, and what follows them.
 
+use rayon::prelude::*;
+
 use crate::config::{BatchShape, HiddenAct, LayerConfig};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::weights::NormWeights;
 
@@ -71,6 +74,19 @@ pub struct Transform {
     pub norm: NormWeights,
 }
 
+/// Rows of the embedding tables: what ids, types and lengths must be inside of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbeddingSizes {
+    /// Of the table of words, and so the number of token ids.
+    pub vocab_size: usize,
+    /// Of the table of positions, if there is one.
+    pub max_position_embeddings: Option<usize>,
+    /// Of that table, see [`PositionEmbeddings::padding_idx`].
+    pub padding_idx: Option<u32>,
+    /// Of the table of token types, if there is one.
+    pub type_vocab_size: Option<usize>,
+}
+
 /// Rows of the embedding tables whose sum is one token's embedding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TokenRows {
@@ -80,6 +96,38 @@ pub(crate) struct TokenRows {
 }
 
 impl ModelWeights {
+    /// The same weights with every element rounded to `dtype`: what a device holds.
+    pub fn rounded(&self, dtype: Dtype) -> Self {
+        let round = |values: &Vec<f32>| -> Vec<f32> { values.par_iter().map(|&value| dtype.round(value)).collect() };
+        let dense = |Dense { weight, bias }: &Dense| Dense { weight: round(weight), bias: round(bias) };
+        let norm = |NormWeights { gamma, beta }: &NormWeights| NormWeights { gamma: round(gamma), beta: round(beta) };
+        let Self { embeddings, final_norm, pooler, head } = self;
+        let position = embeddings.position.as_ref();
+        let transform = |Transform { dense: first, act, norm: last }: &Transform| Transform {
+            dense: dense(first),
+            act: *act,
+            norm: norm(last),
+        };
+        Self {
+            embeddings: Embeddings {
+                word: round(&embeddings.word),
+                position: position.map(|PositionEmbeddings { table, padding_idx }| PositionEmbeddings {
+                    table: round(table),
+                    padding_idx: *padding_idx,
+                }),
+                token_type: embeddings.token_type.as_ref().map(round),
+                norm: embeddings.norm.as_ref().map(norm),
+            },
+            final_norm: final_norm.as_ref().map(norm),
+            pooler: pooler.as_ref().map(dense),
+            head: head.as_ref().map(|Head { transform: first, decoder, bias }| Head {
+                transform: first.as_ref().map(transform),
+                decoder: decoder.as_ref().map(round),
+                bias: bias.as_ref().map(round),
+            }),
+        }
+    }
+
     /// Checks every field's length against the width of the layers.
     ///
     /// # Errors
@@ -123,11 +171,39 @@ impl ModelWeights {
 }
 
 impl Embeddings {
+    /// How many rows the tables have, of `hidden_size` each.
+    pub fn sizes(&self, hidden_size: usize) -> EmbeddingSizes {
+        let rows = |table: &Vec<f32>| table.len() / hidden_size;
+        EmbeddingSizes {
+            vocab_size: rows(&self.word),
+            max_position_embeddings: self.position.as_ref().map(|position| rows(&position.table)),
+            padding_idx: self.position.as_ref().and_then(|position| position.padding_idx),
+            type_vocab_size: self.token_type.as_ref().map(rows),
+        }
+    }
+
     /// The longest sequence that the table of positions is for; `None` if there is no such table.
     pub fn max_sequence_len(&self, hidden_size: usize) -> Option<usize> {
-        let PositionEmbeddings { table, padding_idx } = self.position.as_ref()?;
-        let reserved = padding_idx.map_or(0, |padding| padding as usize + 1);
-        Some((table.len() / hidden_size).saturating_sub(reserved))
+        self.sizes(hidden_size).max_sequence_len()
+    }
+
+    /// As [`EmbeddingSizes::rows`].
+    pub(crate) fn rows(
+        &self,
+        hidden_size: usize,
+        shape: &BatchShape,
+        ids: &[u32],
+        token_types: Option<&[u32]>,
+    ) -> Result<Vec<Option<TokenRows>>> {
+        self.sizes(hidden_size).rows(shape, ids, token_types)
+    }
+}
+
+impl EmbeddingSizes {
+    /// The longest sequence that the table of positions is for; `None` if there is no such table.
+    pub fn max_sequence_len(&self) -> Option<usize> {
+        let reserved = self.padding_idx.map_or(0, |padding| padding as usize + 1);
+        Some(self.max_position_embeddings?.saturating_sub(reserved))
     }
 
     /// Which rows each row of the batch sums; `None` where it is padding, whose ids are not looked at.
@@ -137,7 +213,6 @@ impl Embeddings {
     /// longer than the table of positions.
     pub(crate) fn rows(
         &self,
-        hidden_size: usize,
         shape: &BatchShape,
         ids: &[u32],
         token_types: Option<&[u32]>,
@@ -165,11 +240,11 @@ impl Embeddings {
             let first = shape.first_row(sequence);
             let mut counted = 0;
             for row in first..first + shape.length(sequence) {
-                let word = inside("token id", ids[row], sequence, self.word.len() / hidden_size)?;
-                let position = match &self.position {
+                let word = inside("token id", ids[row], sequence, self.vocab_size)?;
+                let position = match self.max_position_embeddings {
                     None => None,
-                    Some(PositionEmbeddings { table, padding_idx }) => {
-                        let position = match *padding_idx {
+                    Some(positions) => {
+                        let position = match self.padding_idx {
                             None => row - first,
                             Some(padding) if ids[row] == padding => padding as usize,
                             Some(padding) => {
@@ -177,19 +252,19 @@ impl Embeddings {
                                 padding as usize + counted
                             }
                         };
-                        if position >= table.len() / hidden_size {
+                        if position >= positions {
                             let got = format!("{} (sequence {sequence})", shape.length(sequence));
-                            let most = self.max_sequence_len(hidden_size).unwrap_or(0);
+                            let most = self.max_sequence_len().unwrap_or(0);
                             let expected = format!("at most {most}, which the table of positions is for");
                             return Err(Error::mismatch("embed", "length", got, expected));
                         }
                         Some(position)
                     }
                 };
-                let token_type = match (&self.token_type, token_types) {
+                let token_type = match (self.type_vocab_size, token_types) {
                     (Some(table), types) => {
                         let id = types.map_or(0, |types| types[row]);
-                        Some(inside("token type", id, sequence, table.len() / hidden_size)?)
+                        Some(inside("token type", id, sequence, table)?)
                     }
                     (None, None) => None,
                     (None, Some(_)) => {
@@ -252,6 +327,48 @@ mod tests {
         let most = |padding_idx| embeddings(padding_idx).max_sequence_len(2);
         assert_eq!([None, Some(1), Some(9)].map(most), [Some(5), Some(3), Some(0)]);
         assert_eq!(Embeddings { position: None, ..embeddings(None) }.max_sequence_len(2), None);
+    }
+
+    #[test]
+    fn rounding_rounds_every_field() {
+        let config = LayerConfig::new(4, 1, 3).unwrap();
+        let mut seed = 0;
+        let mut values = |len| {
+            seed += 1;
+            crate::weights::random_activations(1, len, seed)
+        };
+        let mut norm = || NormWeights { gamma: values(4), beta: values(4) };
+        let (embedding, last, transform) = (norm(), norm(), norm());
+        let mut dense = || Dense { weight: values(16), bias: values(4) };
+        let (pooler, first) = (dense(), dense());
+        let weights = ModelWeights {
+            embeddings: Embeddings {
+                word: values(5 * 4),
+                position: Some(PositionEmbeddings { table: values(3 * 4), padding_idx: Some(1) }),
+                token_type: Some(values(2 * 4)),
+                norm: Some(embedding),
+            },
+            final_norm: Some(last),
+            pooler: Some(pooler),
+            head: Some(Head {
+                transform: Some(Transform { dense: first, act: HiddenAct::GeluNew, norm: transform }),
+                decoder: Some(values(5 * 4)),
+                bias: Some(values(5)),
+            }),
+        };
+        weights.check(&config).unwrap();
+        let rounded = weights.rounded(Dtype::Bf16);
+        assert_eq!(rounded.rounded(Dtype::Bf16), rounded);
+        assert_eq!(rounded.embeddings.sizes(4), weights.embeddings.sizes(4));
+        // Every number of every field has changed: none of them is a bf16.
+        let numbers = |weights: &ModelWeights| -> Vec<String> {
+            let text = format!("{weights:?}");
+            let is_number = |part: &&str| part.contains('.') && part.parse::<f32>().is_ok();
+            text.split([' ', ',', '[', ']', '}']).filter(is_number).map(str::to_owned).collect()
+        };
+        let (before, after) = (numbers(&weights), numbers(&rounded));
+        assert_eq!((before.len(), after.len()), (20 + 12 + 8 + 3 * 8 + 2 * 20 + 20 + 5, before.len()));
+        assert!(before.iter().zip(&after).all(|(before, after)| before != after));
     }
 
     #[test]

@@ -47,9 +47,7 @@ enum Command {
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
     Kernels(kernels::Command),
-    /// Run a checkpoint over texts, on the CPU: vectors, predictions for masks, or for the next token.
-    ///
-    /// Whole models do not run on a GPU yet.
+    /// Run a checkpoint over texts: vectors, predictions for masks, or for the next token.
     #[cfg(feature = "tokenizers")]
     Run(Box<run::Arguments>),
     /// Look at driver, device and build, and say what to do about what is wrong.

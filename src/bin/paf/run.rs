@@ -1,24 +1,25 @@
-//! `paf run`: texts in, vectors or predictions out, by a whole model on the CPU engine.
+//! `paf run`: texts in, vectors or predictions out, by a whole model.
 
+mod engine;
 mod predict;
 mod texts;
 mod write;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args, ValueEnum};
+use engine::{Engine, Largest};
 use paf_cuda::checkpoint::{Checkpoint, Tokenizer};
-use paf_cuda::cpu::{Encoder, Model, Pooling};
-use paf_cuda::weights::ModelWeights;
-use paf_cuda::{Design, Error};
+use paf_cuda::cpu::Pooling;
+use paf_cuda::{Design, Dtype, Error};
 use predict::{Outcome, Predictor, Work};
 use texts::{Input, Limits, Source, groups};
 use write::Output;
 
 use super::output::{Sink, note, progress};
+use super::select::{Backend, DeviceArguments};
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("texts").required(true).args(["text", "input"])))]
@@ -26,6 +27,14 @@ pub struct Arguments {
     /// Folder in Hugging Face's format: config.json, the weights as safetensors, tokenizer.json.
     #[arg(long, value_name = "DIR")]
     checkpoint: PathBuf,
+    /// Where to run. What the GPU's kernels cannot run, auto runs on the CPU, and says so.
+    #[arg(long, value_enum, default_value = "auto")]
+    backend: Backend,
+    #[command(flatten)]
+    device: DeviceArguments,
+    /// Element type on a GPU, bf16 or f16.
+    #[arg(long, default_value = "bf16")]
+    dtype: Dtype,
     /// A text; may be given several times.
     #[arg(long)]
     text: Vec<String>,
@@ -107,9 +116,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let tokenizer = Tokenizer::open(&arguments.checkpoint)
         .context("texts need the checkpoint's tokenizer as Transformers' fast tokenizers save it")?;
-    let weights = checkpoint.model_weights();
-    let limits = Limits::of(&weights, checkpoint.config().layer.hidden_size);
-    let work = work(arguments, &checkpoint, &weights, &tokenizer, limits.vocab_size)?;
+    let limits = Limits(checkpoint.embedding_sizes());
+    let work = work(arguments, &checkpoint, &tokenizer, limits.0.vocab_size)?;
 
     let sink = Sink::open(arguments.output.as_deref())?.unwrap_or(Sink::Stdout);
     if arguments.format != Format::Jsonl && sink.is_stdout() && std::io::stdout().is_terminal() {
@@ -136,10 +144,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Format::Npy => Output::npy(sink),
         Format::Safetensors => Output::safetensors(sink, design),
     };
-    let encoder = Encoder::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect()))?;
-    let predictor = Predictor { model: Model::new(encoder, weights)?, tokenizer, work };
-    let failed = run_batches(&predictor, &source, &inputs, arguments.batch_tokens, &mut output)?;
-    output.finish(inputs.len(), predictor.model.hidden_size())?;
+    let largest = Largest::of(inputs.iter().map(Input::len), arguments.batch_tokens);
+    let engine = Engine::open(arguments.backend, &arguments.device, arguments.dtype, &checkpoint, largest)?;
+    let mut predictor = Predictor { engine, tokenizer, work };
+    let failed = run_batches(&mut predictor, &source, &inputs, arguments.batch_tokens, &mut output)?;
+    output.finish(inputs.len(), predictor.engine.hidden_size())?;
     if failed > 0 {
         bail!("{failed} of {} texts failed", inputs.len());
     }
@@ -148,7 +157,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// Runs all inputs and writes their results; how many have none.
 fn run_batches(
-    predictor: &Predictor,
+    predictor: &mut Predictor,
     source: &Source,
     inputs: &[Input],
     batch_tokens: usize,
@@ -198,16 +207,10 @@ fn tell_failures(source: &Source, inputs: &[Input]) -> usize {
 }
 
 /// What to do, if the checkpoint can do it and the options are for it.
-fn work(
-    arguments: &Arguments,
-    checkpoint: &Checkpoint,
-    weights: &ModelWeights,
-    tokenizer: &Tokenizer,
-    vocab_size: usize,
-) -> Result<Work> {
+fn work(arguments: &Arguments, checkpoint: &Checkpoint, tokenizer: &Tokenizer, vocab_size: usize) -> Result<Work> {
     let (model_type, causal) = (checkpoint.model_type(), checkpoint.config().layer.causal);
     let by_head = if causal { Task::NextToken } else { Task::FillMask };
-    let own = if weights.head.is_some() { by_head } else { Task::Embed };
+    let own = if checkpoint.has_head() { by_head } else { Task::Embed };
     let task = arguments.task.unwrap_or(own);
     if task != Task::Embed && task != own {
         let name = name(task);

@@ -1,10 +1,12 @@
 //! From batches of token ids to results.
 
 use anyhow::Result;
+use paf_cuda::BatchShape;
 use paf_cuda::checkpoint::{Tokenizer, Tokens};
-use paf_cuda::cpu::{Model, Pooling};
-use paf_cuda::{BatchShape, Schedule};
+use paf_cuda::cpu::Pooling;
 use serde::Serialize;
+
+use super::engine::{Engine, Hidden};
 
 /// A task with its options.
 #[derive(Debug, Clone, Copy)]
@@ -49,33 +51,35 @@ const NOT_FINITE: &str = "the model's result is not finite";
 
 /// A model and what to do with it.
 pub struct Predictor {
-    pub model: Model,
+    pub engine: Engine,
     pub tokenizer: Tokenizer,
     pub work: Work,
 }
 
 impl Predictor {
     /// One batch, without padding: a result for each text.
-    pub fn run(&self, texts: &[&Tokens]) -> Result<Vec<Outcome>> {
+    pub fn run(&mut self, texts: &[&Tokens]) -> Result<Vec<Outcome>> {
         let shape = BatchShape::packed(texts.iter().map(|tokens| tokens.ids.len()).collect())?;
         let ids = concat(texts, |tokens| &tokens.ids);
         let types = concat(texts, |tokens| &tokens.token_types);
-        let types = self.model.weights().embeddings.token_type.as_ref().map(|_| types.as_slice());
-        let hidden = self.model.forward(Schedule::Serial, &shape, &ids, types)?;
+        let types = self.engine.has_token_types().then_some(types.as_slice());
+        let hidden_size = self.engine.hidden_size();
+        let mut hidden = self.engine.forward(&shape, &ids, types)?;
         match self.work {
             Work::Embed { pooling, normalize } => {
-                let vectors = self.model.pool(pooling, &shape, &hidden)?;
-                let vectors = vectors.chunks_exact(self.model.hidden_size());
+                let vectors = hidden.pool(pooling)?;
+                let vectors = vectors.chunks_exact(hidden_size);
                 Ok(vectors.map(|vector| embedding(vector.to_vec(), normalize)).collect())
             }
             Work::NextToken { top_k } => {
                 let rows: Vec<_> = (0..shape.batch()).map(|i| shape.rows_of(i).end - 1).collect();
-                let next = self.predict(&hidden, &rows, top_k)?.into_iter();
+                let next = predict(&mut hidden, &self.tokenizer, &rows, top_k)?.into_iter();
                 Ok(next.map(|found| found.map_or_else(failed, |predictions| Outcome::Next { predictions })).collect())
             }
             Work::FillMask { mask, top_k } => {
                 let rows: Vec<_> = (0..ids.len()).filter(|&row| ids[row] == mask).collect();
-                let mut found = rows.iter().zip(self.predict(&hidden, &rows, top_k)?).peekable();
+                let found = predict(&mut hidden, &self.tokenizer, &rows, top_k)?;
+                let mut found = rows.iter().zip(found).peekable();
                 let outcome = |i| {
                     let mut masks = Vec::new();
                     while let Some((&row, predictions)) = found.next_if(|(row, _)| shape.rows_of(i).contains(row)) {
@@ -89,22 +93,24 @@ impl Predictor {
             }
         }
     }
+}
 
-    /// The most probable tokens after each of these rows; `None` where the logits are not numbers.
-    fn predict(&self, hidden: &[f32], rows: &[usize], top_k: usize) -> Result<Vec<Option<Vec<Prediction>>>> {
-        let size = self.model.hidden_size();
-        let mut found = Vec::new();
-        for rows in rows.chunks(LOGITS_ROWS) {
-            let states: Vec<_> = rows.iter().flat_map(|row| &hidden[row * size..][..size]).copied().collect();
-            let logits = self.model.logits(&states)?;
-            found.extend(logits.chunks_exact(self.model.vocab_size()).map(|logits| {
-                let prediction =
-                    |(id, probability)| Prediction { id, token: self.tokenizer.id_to_token(id), probability };
-                Some(most_probable(logits, top_k)?.into_iter().map(prediction).collect())
-            }));
-        }
-        Ok(found)
+/// The most probable tokens after each of these rows; `None` where the logits are not numbers.
+fn predict(
+    hidden: &mut Hidden<'_>,
+    tokenizer: &Tokenizer,
+    rows: &[usize],
+    top_k: usize,
+) -> Result<Vec<Option<Vec<Prediction>>>> {
+    let mut found = Vec::new();
+    for rows in rows.chunks(LOGITS_ROWS) {
+        let logits = hidden.logits(rows)?;
+        found.extend(logits.chunks_exact(logits.len() / rows.len()).map(|logits| {
+            let prediction = |(id, probability)| Prediction { id, token: tokenizer.id_to_token(id), probability };
+            Some(most_probable(logits, top_k)?.into_iter().map(prediction).collect())
+        }));
     }
+    Ok(found)
 }
 
 fn concat(texts: &[&Tokens], part: impl Fn(&Tokens) -> &Vec<u32>) -> Vec<u32> {

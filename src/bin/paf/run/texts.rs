@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use paf_cuda::Error;
 use paf_cuda::checkpoint::{Tokenizer, Tokens};
-use paf_cuda::weights::ModelWeights;
+use paf_cuda::weights::EmbeddingSizes;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -35,33 +35,19 @@ impl Input {
 }
 
 /// What a model has tables for.
-pub struct Limits {
-    max_sequence_len: Option<usize>,
-    pub vocab_size: usize,
-    /// `None` where there are no token types.
-    type_vocab_size: Option<usize>,
-}
+pub struct Limits(pub EmbeddingSizes);
 
 impl Limits {
-    pub fn of(weights: &ModelWeights, hidden_size: usize) -> Self {
-        let embeddings = &weights.embeddings;
-        Self {
-            max_sequence_len: embeddings.max_sequence_len(hidden_size),
-            vocab_size: embeddings.word.len() / hidden_size,
-            type_vocab_size: embeddings.token_type.as_ref().map(|table| table.len() / hidden_size),
-        }
-    }
-
     fn check(&self, tokens: &Tokens) -> Result<(), String> {
         let len = tokens.ids.len();
-        if let Some(most) = self.max_sequence_len.filter(|&most| len > most) {
+        if let Some(most) = self.0.max_sequence_len().filter(|&most| len > most) {
             return Err(format!("the text is too long: {len} tokens, the model has positions for {most}"));
         }
-        if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.vocab_size) {
-            let size = self.vocab_size;
+        if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.0.vocab_size) {
+            let size = self.0.vocab_size;
             return Err(format!("token id {id} is none of the model's {size}: tokenizer.json is another model's"));
         }
-        let types = self.type_vocab_size.unwrap_or(usize::MAX);
+        let types = self.0.type_vocab_size.unwrap_or(usize::MAX);
         match tokens.token_types.iter().find(|&&id| id as usize >= types) {
             Some(id) => {
                 Err(format!("token type {id} is none of the model's {types}: tokenizer.json is another model's"))
