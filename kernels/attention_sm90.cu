@@ -12,7 +12,8 @@
 // warpgroup has 64 query rows. Scores come from wgmma into registers, and go as probabilities back into wgmma from
 // registers. A warpgroup's scores of the next keys are computed while its softmax of these runs, and warpgroups take turns at
 // the tensor cores, so that one's softmax runs under another's products. Keys go from the last to the first: the masked
-// tiles come first. Blocks are persistent: the next tile's operands arrive while this one is finished.
+// tiles come first. Blocks are persistent: the next tile's operands arrive while this one is finished. Where the product that makes
+// qkv goes on to make other columns, attention begins beside it.
 //
 // Tried on an H200 (TFLOP/s at head_dim 64, seq 8192, where this has 480 and cuDNN 478):
 //   The assembler moves the wait for P·V above the softmax. Keeping it below, so that a warpgroup's own softmax runs under its
@@ -26,6 +27,7 @@
 //   Four warpgroups with 64 keys a step, whose registers just suffice, in turns with the others' tiles: 4 sequences of 512 tokens
 //     13.8 µs, with two warpgroups 14.8, with three 17.9; 32 of them 91.5, 99.4, 94.9; seq 8192 590 ± 28, 624 ± 35, 598 ± 26.
 //   For head_dim 128: 176 keys a step: 3 % slower at 2048, 3 % faster at 16384.
+#include "counters.cuh"
 #include "element.cuh"
 #include "tiles.cuh"
 
@@ -43,9 +45,9 @@ struct AttentionParams {
     int k_column, v_column;
     float scale_log2;  // log2(e) / √head_dim
     int causal;
-    int early;  // when the next kernel may begin: 0 when this one nears its end, 1 once it has what it waited for, 2 at once
-    // Where the product that makes qkv counts what is there of it, and how much it is: then this kernel begins while that one still
-    // works on other columns. The next counter is this kernel's own. Null if the kernel before has to end first.
+    int early;  // whether the next kernel may begin once the one before this has ended, not only when this one nears its end
+    // Where the product that makes qkv counts what is there of it (counters.cuh), and how much it is: then this kernel begins while
+    // that one still works on other columns. Null if the kernel before has to end first.
     unsigned* ready;
     unsigned ready_count;
 };
@@ -137,14 +139,13 @@ struct Attention {
         if (warp >= PRODUCER) {
             ptx::registers_decrease<PRODUCER_REGISTERS>();
             if (warp == PRODUCER && ptx::elect_one()) {
-                if (p.early == 2) ptx::dependents_launch();
                 await_operands(p, at);
                 produce(p, at);
             }
             if (warp == PRODUCER + 1 && p.ready != nullptr) {
                 // Whoever waits for this kernel's end relies on that of those before it.
                 ptx::dependency_wait();
-                if (p.early == 1) ptx::dependents_launch();
+                if (p.early) ptx::dependents_launch();
             }
             __syncwarp();
         } else {
@@ -165,16 +166,9 @@ struct Attention {
     static __device__ __forceinline__ void await_operands(const AttentionParams& p, const Place& at) {
         if (p.ready == nullptr) {
             ptx::dependency_wait();
-            if (p.early == 1) ptx::dependents_launch();
+            if (p.early) ptx::dependents_launch();
         } else {
-            constexpr int PAUSE = 20, LONG = 1 << 24;  // seconds, after which something must be wrong
-            for (int i = 0; ptx::count_of(p.ready) < p.ready_count; ++i) {
-                ptx::pause(PAUSE);
-                if (i == LONG) ptx::trap();
-            }
-            ptx::async_proxy_fence_global();
-            // The last block to have seen it makes both counters ready for the next layer.
-            if (ptx::count_up_and_get(p.ready + 1) == gridDim.x - 1) p.ready[0] = 0, p.ready[1] = 0;
+            await_count(p.ready, p.ready_count, gridDim.x);
         }
         ptx::barrier_arrive(at.begin);
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "counters.cuh"
 #include "element.cuh"
 #include "tiles.cuh"
 
@@ -13,7 +14,7 @@ struct GemmParams {
     TensorMap c[2], r;     // boxes of 64 columns and CHUNK rows (8 under split); c[1] from a_from on; r if `residual`
     const void* bias;      // [N] or null
     float* sums;           // [parts][M][N], where parts of K leave their sums instead of C; null if they do not
-    unsigned* ready;       // counts the tiles, of each warpgroup that has some of it, that are in memory; or null
+    unsigned* ready;       // counts the tiles, of each warpgroup that has some of it, that are in memory; or null. See counters.cuh
     int m, n;
     // First step of 64 along the K of each pair, of each part that K is split into, and one past the last.
     int first_step[2][GEMM_MAX_PARTS + 1];
@@ -28,7 +29,7 @@ struct GemmParams {
     int group_m;        // rows that share their W in L2 before the raster moves on
     int a_from;         // column from which on a[1] takes the place of a[0], with one pair only; tiles begin anew there
     int columns_before; // of tiles (clusters' tiles), up to there; more than there are if there is no such column
-    int ready_columns;  // only those that begin before this column
+    int ready_columns;   // only those that begin before this column
     int first_early;    // whether the first pair's A and the residual are complete when this begins: then only the second A waits
 };
 

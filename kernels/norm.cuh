@@ -77,7 +77,7 @@ struct Norm {
         if (PARTS && EARLY_BIAS) load_bias();
         // Long rows leave registers for the first norm's only, or for neither: that more rows are under way is worth more than four
         // kilobytes from L1 a row.
-        constexpr int EARLY = CHUNKS == 4 && (THREADS == 512 || !PARTS) ? 0 : CHUNKS > 1 || TOGETHER == 2 ? 1 : 2;
+        constexpr int EARLY = CHUNKS == 4 && (ROW_THREADS > 32 || !PARTS) ? 0 : CHUNKS > 1 || TOGETHER == 2 ? 1 : 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i)
             if (i < EARLY && p.out[i] != nullptr) for_each(thread, p.hidden, [&](int c, int column) { load_weights(i, c, column); });
@@ -227,6 +227,6 @@ NORM_KERNEL(warp_4, 32, 4, 128, 5, 3, 2)          // hidden ≤ 1024
 NORM_KERNEL(block_128, 128, 1, 128, 8, 5, 4)      // hidden ≤ 1024, few rows
 NORM_KERNEL(block_256_few, 256, 1, 256, 2, 2, 4)  // hidden ≤ 2048, few rows
 NORM_KERNEL(block_256_1, 256, 1, 256, 4, 4, 2)    // hidden ≤ 2048
-NORM_KERNEL(block_512_few, 512, 1, 512, 1, 1, 8)  // hidden ≤ 4096, one row a multiprocessor
+NORM_KERNEL(block_128_few, 128, 4, 128, 5, 5, 1)  // hidden ≤ 4096, few rows
 NORM_KERNEL(block_256, 256, 2, 256, 3, 2, 2)      // hidden ≤ 4096
 NORM_KERNEL(block_512, 512, 4, 512, 1, 1, 2)      // hidden ≤ 16384

@@ -7,8 +7,7 @@
 //   table [positions, dim/2]: (cos, sin) in fp32, made by the host in f64, so that large angles lose nothing
 //   grid: a block a row. A row's position is counted from its sequence's start; rows of padding are left alone.
 //
-// With programmatic dependent launch the table, which no kernel writes, is read before the wait for the kernel before. The next
-// one may begin at once, or, if it relies on the one before this, when that has ended.
+// With programmatic dependent launch the table, which no kernel writes, is read before the wait for the kernel before.
 //
 // Idea: memory traffic is all there is. A thread holds cosines and sines of a few pairs and takes them to one head after the
 // other, 16 bytes an access where dim allows it (the second half of 24 columns does not start on 16 bytes).
@@ -22,7 +21,6 @@ struct RotaryParams {
     const int* lengths;    // null: no padding
     const int* positions;  // null: row r is position r % seq_len of sequence r / seq_len
     int seq_len, ld, heads, head_dim, dim;
-    int hands_on;  // whether the next kernel relies on the end of the one before this
 };
 
 constexpr int THREADS = 128;
@@ -75,7 +73,7 @@ struct Rotary {
     }
 
     static __device__ __forceinline__ void run(const RotaryParams& p) {
-        if (!p.hands_on) ptx::dependents_launch();
+        ptx::dependents_launch();
         const int row = blockIdx.x, half = p.dim / 2;
         const int position = p.positions == nullptr ? row % p.seq_len : p.positions[row];
         if (p.lengths != nullptr && position >= p.lengths[row / p.seq_len]) return;
@@ -89,7 +87,6 @@ struct Rotary {
         for (int i = 0; i < PAIRS; ++i) by[i] = p.table[static_cast<int64_t>(position) * half + part * PAIRS + i];
 
         ptx::dependency_wait();
-        if (p.hands_on) ptx::dependents_launch();
         S* from = static_cast<S*>(p.qkv) + static_cast<int64_t>(row) * p.ld + part * WIDTH;
         for (int head = first_head; head < p.heads; head += heads_at_once) {
             S* a_at = from + static_cast<int64_t>(head) * p.head_dim;

@@ -7,7 +7,7 @@ mod variant;
 
 use super::batch::{Batch, Sequences};
 use super::device::{Device, Stream};
-use super::gemm::{Meanwhile, Ready};
+use super::gemm::{Count, Meanwhile};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::tiles::ATTENTION_TILES;
@@ -34,22 +34,12 @@ pub(super) struct Attention {
     pub(super) variant: Option<AttentionVariant>,
     /// Programmatic dependent launch; the portable kernel ignores it.
     pub(super) overlap: bool,
-    /// When the next kernel, if that has `overlap`, may begin.
-    pub(super) next: Next,
-    /// With `overlap`: the product that makes `qkv` is the kernel before, and counts there what it has made, up to that number.
-    /// Only Hopper's kernel waits for that instead of the product's end.
-    pub(super) ready: Option<(Ready, u32)>,
-}
-
-/// When the kernel after an attention may begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Next {
-    /// When attention has asked for all that it reads.
-    NearEnd = 0,
-    /// When the kernel before attention has ended.
-    WithOperands = 1,
-    /// With attention.
-    AtOnce = 2,
+    /// Lets the next kernel, if that has `overlap`, begin as soon as the one before this has ended; else when this one has asked for
+    /// all that it reads.
+    pub(super) early: bool,
+    /// With `overlap`: `qkv` is complete when that count is, of the product before. Only Hopper's kernel waits for it instead of the
+    /// product's end.
+    pub(super) ready: Option<Count>,
 }
 
 /// The planner's choice for this device.
@@ -148,7 +138,7 @@ impl Attention {
             causal: config.causal,
             variant: None,
             overlap: false,
-            next: Next::NearEnd,
+            early: false,
             ready: None,
         }
     }
@@ -230,7 +220,7 @@ mod tests {
             causal: false,
             variant: None,
             overlap: false,
-            next: Next::NearEnd,
+            early: false,
             ready: None,
         };
         good.check().unwrap();

@@ -53,18 +53,25 @@ pub(super) struct Gemm {
     pub(super) first_early: bool,
     /// What another kernel needs meanwhile. For the planner.
     pub(super) meanwhile: Meanwhile,
-    /// Tells a kernel after this one what is there already of C. Only Hopper's kernel can.
+    /// Tells the next kernel what is there already of C. Only Hopper's kernel can.
     pub(super) ready: Option<Ready>,
 }
 
-/// Where a product counts the tiles of C that are in memory, so that the next kernel on its stream can begin with them before the
-/// product has ended. That kernel waits until there are as many as [`counts`] says, and then makes the counter 0 again.
+/// What a product counts as its tiles reach memory (kernels/counters.cuh), so that the kernel after it can begin before it has ended.
+/// That one makes the counters 0 again: nothing may be counted that nobody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ready {
-    /// Pointer to two u32, 0 before the launch. The second one is the next kernel's.
+    /// Pointer to two u32, both 0.
     pub(super) counters: u64,
-    /// Only the columns of C before this one.
+    /// The first so many columns of C.
     pub(super) columns: usize,
+}
+
+/// A pair of counters, and what the first one reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Count {
+    pub(super) counters: u64,
+    pub(super) count: u32,
 }
 
 /// What a kernel that runs at the same time has of the device.
@@ -72,8 +79,10 @@ pub(super) struct Ready {
 pub(super) struct Meanwhile {
     /// Shared memory, bytes, of each multiprocessor, and half of its registers.
     pub(super) spare_bytes: usize,
-    /// Whole multiprocessors.
+    /// Whole multiprocessors,
     pub(super) multiprocessors: usize,
+    /// for about that long.
+    pub(super) nanoseconds: usize,
 }
 
 impl Gemm {
@@ -188,12 +197,25 @@ pub(super) fn takes_two_inputs(kernels: &Kernels) -> bool {
     kernels.gemm_sm90.is_some()
 }
 
-/// What the product counts up to, if its kernel can count: see [`Ready`].
-pub(super) fn counts(kernels: &Kernels, device: &Device, gemm: &Gemm, ready: Ready) -> Result<Option<u32>> {
-    Ok(match gemm.variant(kernels, device)? {
+/// Launches the product, and tells what the next kernel may wait for of `ready` instead of its end, if its kernel can count.
+///
+/// # Safety
+/// As [`launch`].
+pub(super) unsafe fn launch_counted(
+    kernels: &Kernels,
+    stream: &Stream,
+    gemm: &Gemm,
+    ready: Ready,
+) -> Result<Option<Count>> {
+    let variant = gemm.variant(kernels, stream.device())?;
+    let count = match variant {
         GemmVariant::Sm80 { .. } => None,
         GemmVariant::Sm90 { tile, cluster, .. } => Some(sm90::counted(tile, cluster, gemm.shape().0, ready.columns)?),
-    })
+    };
+    let gemm = Gemm { variant: Some(variant), ready: count.map(|_| ready), ..*gemm };
+    // SAFETY: the caller's promise, passed on.
+    unsafe { launch(kernels, stream, &gemm)? };
+    Ok(count.map(|count| Count { counters: ready.counters, count }))
 }
 
 /// Launches the product on `stream`.

@@ -158,7 +158,7 @@ impl<'a> Attention<'a> {
             causal,
             variant,
             overlap,
-            next: attention::Next::NearEnd,
+            early: false,
             ready: None,
         }
     }
@@ -340,7 +340,7 @@ pub fn rotary(
     check_shape(OPERATION, "QKV", qkv, (batch.shape().rows(), width))?;
     let heads = heads + key_value_heads;
     let sequences = batch.sequences();
-    let rotate = Rotate { qkv: qkv.matrix(), table, sequences, heads, head_dim, overlap: false, hands_on: false };
+    let rotate = Rotate { qkv: qkv.matrix(), table, sequences, heads, head_dim, overlap: false };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.

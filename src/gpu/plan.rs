@@ -212,8 +212,6 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, v
     /// What the join takes longer for each part of K, and what it reads.
     const PART_NS: f64 = 350.0;
     const PARTS_BYTES_PER_NS: f64 = 3500.0;
-    /// What blocks lose that have to wait for another kernel's multiprocessors.
-    const TAKEN_NS: f64 = 4000.0;
     /// What sharing W does to a step (sharing A: nothing), and what either costs once.
     const PAIR_ALONG_M: f64 = 0.995;
     const PAIR_NS: f64 = 40.0;
@@ -248,7 +246,8 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, v
         ns += cluster.parts() as f64 * PART_NS + (cluster.parts() * m * n * 4) as f64 / PARTS_BYTES_PER_NS;
     }
     if waits {
-        ns += TAKEN_NS;
+        // Blocks that begin when the other kernel ends.
+        ns += limits.meanwhile.nanoseconds as f64;
     }
     let k = steps * GEMM_TILE_K;
     let memory_ns = ((m * k + n * k + m * n) * 2) as f64 / MEMORY_BYTES_PER_NS;
@@ -278,10 +277,20 @@ pub(super) fn attention_tile(
 }
 
 /// Of one block of Hopper's attention with so many consumer warpgroups, at head_dim 64: ns for one step along the keys, and for
-/// a tile beside its steps. Measured on an H200; wider heads take longer in proportion.
+/// a tile beside its steps. Measured on an H200; wider heads' steps take longer in proportion.
 const SM90_ATTENTION_NS: [(f64, f64); 4] = [(1000.0, 1500.0), (1170.0, 1500.0), (1500.0, 1500.0), (1100.0, 1500.0)];
 /// What two blocks of one warpgroup on one multiprocessor take for a step each.
 const SM90_ATTENTION_PAIR_NS: f64 = 1180.0;
+
+/// Estimated time of one tile of Hopper's attention, alone on a multiprocessor or as one of two.
+pub(super) fn sm90_attention_tile_ns(index: usize, seq_len: usize, causal: bool, paired: bool) -> f64 {
+    let tile = &ATTENTION_SM90_TILES[index];
+    let (alone_ns, tile_ns) = SM90_ATTENTION_NS[tile.warpgroups - 1];
+    let step_ns = if paired { SM90_ATTENTION_PAIR_NS } else { alone_ns } * tile.head_dim.max(64) as f64 / 64.0;
+    let steps = seq_len.div_ceil(tile.keys) as f64;
+    let steps = if causal { (steps + 1.0) / 2.0 } else { steps };
+    steps * step_ns + tile_ns
+}
 
 /// The row of [`ATTENTION_SM90_TILES`] that is the fastest by estimate; `None` if there is none for this head width. `tiles` tells
 /// how many there are of so many query rows.
@@ -294,16 +303,10 @@ pub(super) fn attention_sm90(
 ) -> Option<usize> {
     let cost_ns = |index: usize| {
         let tile = &ATTENTION_SM90_TILES[index];
-        let (alone_ns, tile_ns) = SM90_ATTENTION_NS[tile.warpgroups - 1];
         let count = tiles(tile.rows());
         let paired = tile.blocks > 1 && count > multiprocessors;
-        let (step_ns, places) = match paired {
-            true => (SM90_ATTENTION_PAIR_NS, multiprocessors * tile.blocks),
-            false => (alone_ns, multiprocessors),
-        };
-        let steps = seq_len.div_ceil(tile.keys) as f64;
-        let steps = if causal { (steps + 1.0) / 2.0 } else { steps };
-        count.div_ceil(places) as f64 * (steps * step_ns + tile_ns)
+        let places = if paired { multiprocessors * tile.blocks } else { multiprocessors };
+        count.div_ceil(places) as f64 * sm90_attention_tile_ns(index, seq_len, causal, paired)
     };
     (0..ATTENTION_SM90_TILES.len())
         .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim)
@@ -369,7 +372,7 @@ mod tests {
     fn limits_are_observed() {
         for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (512, 14336, 6144), (4096, 960, 192), (70, 584, 64)] {
             for (spare_bytes, parts) in [(0, false), (0, true), (117_760, false), (117_760, true)] {
-                let meanwhile = Meanwhile { spare_bytes, multiprocessors: 0 };
+                let meanwhile = Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 };
                 let limits = Limits { edge, meanwhile, parts };
                 let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, 16, limits, &ROOM) else { panic!() };
                 let tile = &GEMM_SM90_TILES[tile];
@@ -383,7 +386,7 @@ mod tests {
     #[test]
     fn parts_of_k_leave_another_kernel_its_multiprocessors() {
         for (m, n, k, taken) in [(128, 2048, 10240, 32), (128, 1024, 5120, 16)] {
-            let meanwhile = Meanwhile { spare_bytes: 0, multiprocessors: taken };
+            let meanwhile = Meanwhile { spare_bytes: 0, multiprocessors: taken, nanoseconds: 5000 };
             let limits = Limits { meanwhile, parts: true, ..Limits::default() };
             let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, k / 64, limits, &ROOM) else { panic!() };
             let tile = &GEMM_SM90_TILES[tile];
@@ -397,8 +400,11 @@ mod tests {
     fn ranked_variants_observe_limits_and_begin_with_the_planned_one() {
         for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (4096, 960, 192), (70, 584, 0)] {
             for spare_bytes in [0, 117_760] {
-                let limits =
-                    Limits { edge, meanwhile: Meanwhile { spare_bytes, multiprocessors: 0 }, parts: edge == 0 };
+                let limits = Limits {
+                    edge,
+                    meanwhile: Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 },
+                    parts: edge == 0,
+                };
                 let ranked = ranked_gemm_sm90(m, n, 16, limits, &ROOM);
                 assert_eq!(ranked[0], gemm_sm90(m, n, 16, limits, &ROOM));
                 assert!(ranked.len() >= 3, "{m} × {n}: {ranked:?}");

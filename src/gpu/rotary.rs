@@ -118,8 +118,6 @@ pub(super) struct Rotate<'a> {
     pub(super) head_dim: usize,
     /// Programmatic dependent launch: only the table is read before the kernel before this one has ended. A hint.
     pub(super) overlap: bool,
-    /// Lets the next kernel, if that has `overlap`, begin only when the kernel before this one has ended, on which it relies.
-    pub(super) hands_on: bool,
 }
 
 /// `RotaryParams` of the kernel.
@@ -135,7 +133,7 @@ struct Params {
     heads: i32,
     head_dim: i32,
     dim: i32,
-    hands_on: i32,
+    padding: i32,
 }
 
 /// Launches the rotation on `stream`.
@@ -156,7 +154,7 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, rotate: &Rotate<
         heads: heads as i32,
         head_dim: head_dim as i32,
         dim: rotary.dim as i32,
-        hands_on: rotate.hands_on.into(),
+        padding: 0,
     };
     let grid = Grid { overlap: rotate.overlap && kernels.overlaps, ..Grid::new(sequences.rows, 1) };
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.

@@ -34,8 +34,16 @@
 //!   0.56.
 //! - At 1 × 512, one run: the second product as 128×64 in two parts with four stages, in the memory that attention leaves on every
 //!   multiprocessor: 0.895. Another run: attention on 32 multiprocessors, in tiles of 256 queries, and 128×128 in three parts on the
-//!   others: 0.857. That these kernels take longer in a layer than alone is not explained; that what a kernel has just written is dear
-//!   to read is a guess.
+//!   others: 0.857. Two more: attention of these from the moment on at which Q, K and V are there: 0.866 → 0.776, 0.872 → 0.781. A layer
+//!   of the last, by stamps of the clock that all multiprocessors share (µs from the wide product's first block on; operands: the
+//!   first are there): wide product operands 4.6, first round ends 11, second 18.4; attention operands 13.8 to 14.6, end 25.6; second
+//!   product start 20.0, operands 21.8 to 22.5, end 31.7; join operands 32.5, end 34.8; next wide product start 35.3, operands 36.6. From
+//!   the last block's end to the next kernel's operands is 1.5 to 3 µs each time: what a kernel takes longer in a layer than alone.
+//! - The second product launched with attention, waiting for a count of the inner activations instead of the wide product's end:
+//!   0.781 → 0.802 at 1 × 512, 0.437 → 0.446 at 1 × 128 (another plan 0.452 → 0.442), slower for pythia-1.4b and gpt-j-6b: it finds no
+//!   multiprocessor before the wide product has ended. Letting it begin before queries are rotated: no difference.
+//! - QKV products alone counting for attention: SAF 0.671 → 0.708 at 1 × 128, 1.178 → 1.209 at 1 × 512, since attention needs all of them.
+//! - Fewer tiles for those blocks of the second product that begin when attention leaves their multiprocessors: nothing.
 //! - Norms of few rows kept apart by shared memory that they do not use, so that early blocks do not crowd: 0.476 against 0.455 then
 //!   at 1 × 128, since they find no room beside a product; attention kept apart so gains, where it fills the card once.
 //! - `two-stream` with products that leave half of each multiprocessor to the other stream: 0.519 instead of 0.597 at 1 × 128, 0.975
@@ -44,11 +52,11 @@
 
 use std::cell::Cell;
 
-use super::attention::{self, Attention, Next};
+use super::attention::{self, Attention};
 use super::batch::Batch;
 use super::device::{Event, Stream};
 use super::encoder::{DeviceLayer, Encoder};
-use super::gemm::{self, Gemm, Meanwhile, Ready, Then};
+use super::gemm::{self, Count, Gemm, Meanwhile, Ready, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
@@ -255,8 +263,8 @@ impl Run<'_> {
                 }
                 Schedule::Fused => {
                     let ready = self.first_products(attention, layer, inputs, wide)?;
-                    self.attend(attention, Next::WithOperands, ready)?;
-                    // The FFN's part of K first: it is there before attention begins, whose time passes under it.
+                    self.attend(attention, true, ready)?;
+                    // The FFN's part of K first: it is there before this begins, and attention's time passes under it.
                     let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
                     let second = Some((context, layer.w_o));
                     let both = Gemm { second, first_early: true, meanwhile: self.attention_takes()?, ..first };
@@ -265,7 +273,7 @@ impl Run<'_> {
                 Schedule::Hybrid => {
                     let ready = self.first_products(attention, layer, inputs, wide)?;
                     self.streams.fork(self.kernels)?;
-                    self.attend(attention, Next::NearEnd, ready)?;
+                    self.attend(attention, false, ready)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
                     let second = Gemm { meanwhile: self.attention_takes()?, ..second };
                     self.product(ffn, LayerProduct::W2, second)?;
@@ -277,15 +285,15 @@ impl Run<'_> {
         }
     }
 
-    /// `[qkv | inner] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`: one product, if the kernel can take both inputs. What attention may
-    /// wait for instead of its end, if there is something.
+    /// `[qkv | inner] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`: one product, if the kernel can take both inputs. What attention
+    /// may wait for instead of its end, if there is something.
     unsafe fn first_products(
         &self,
         lane: &Lane<'_>,
         layer: &DeviceLayer,
         inputs: [Matrix; 2],
         wide: Matrix,
-    ) -> Result<Option<(Ready, u32)>> {
+    ) -> Result<Option<Count>> {
         let Scratch { qkv, inner, .. } = self.scratch;
         let [n_1, n_2] = inputs;
         let act = |from| Then::Activation(self.config.hidden_act, from);
@@ -318,25 +326,21 @@ impl Run<'_> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             self.product(lane, LayerProduct::Qkv, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
-            self.attend(lane, Next::NearEnd, None)?;
+            self.attend(lane, false, None)?;
         }
         Ok(Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, out))
     }
 
     /// `context = softmax(QKᵀ/√d)·V`, Q and K rotated by their positions if the layer does that.
-    unsafe fn attend(&self, lane: &Lane<'_>, mut next: Next, ready: Option<(Ready, u32)>) -> Result<()> {
+    unsafe fn attend(&self, lane: &Lane<'_>, early: bool, ready: Option<Count>) -> Result<()> {
         let Attention { qkv, sequences, heads, key_value_heads, head_dim, .. } = self.attention();
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             if let Some(table) = self.streams.workspace.rotary() {
                 let (heads, overlap) = (heads + key_value_heads, lane.overlap());
-                // What relies on the first products' end need not wait for the rotation.
-                let hands_on = next == Next::WithOperands;
-                next = if hands_on { Next::AtOnce } else { next };
-                let rotate = Rotate { qkv, table, sequences, heads, head_dim, overlap, hands_on };
-                rotary::launch(self.kernels, lane.stream, &rotate)?;
+                rotary::launch(self.kernels, lane.stream, &Rotate { qkv, table, sequences, heads, head_dim, overlap })?;
             }
-            let attention = Attention { overlap: lane.overlap(), next, ready, ..self.attention() };
+            let attention = Attention { overlap: lane.overlap(), early, ready, ..self.attention() };
             attention::launch(self.kernels, lane.stream, &attention)
         }
     }
@@ -370,19 +374,22 @@ impl Run<'_> {
 
     /// The wide first product. Attention may begin with its first columns, Q, K and V, while the FFN's are still being made; not if
     /// these are rotated first, by a kernel between the two.
-    unsafe fn wide_first(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<Option<(Ready, u32)>> {
-        let gemm = Gemm { variant: self.plan.product(LayerProduct::WideFirst), overlap: lane.overlap(), ..gemm };
-        let ready = Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols };
-        let attention = Attention { overlap: lane.overlaps, ..self.attention() };
+    unsafe fn wide_first(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<Option<Count>> {
+        let (variant, ready) = (
+            self.plan.product(LayerProduct::WideFirst),
+            Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols },
+        );
+        let gemm = Gemm { variant, overlap: lane.overlap(), ..gemm };
         let rotated = self.streams.workspace.rotary().is_some();
-        let count = match !rotated && attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {
-            true => gemm::counts(self.kernels, lane.stream.device(), &gemm, ready)?,
-            false => None,
-        };
-        let gemm = Gemm { ready: count.map(|_| ready), ..gemm };
+        let attention = Attention { overlap: lane.overlaps && !rotated, ..self.attention() };
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
-        unsafe { gemm::launch(self.kernels, lane.stream, &gemm)? };
-        Ok(count.map(|count| (ready, count)))
+        unsafe {
+            if attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {
+                return gemm::launch_counted(self.kernels, lane.stream, &gemm, ready);
+            }
+            gemm::launch(self.kernels, lane.stream, &gemm)?;
+        }
+        Ok(None)
     }
 
     /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster.

@@ -94,10 +94,10 @@ impl Sm90Attention {
             v_column: attention.v_column(),
             scale_log2: attention.scale_log2(),
             causal: causal.into(),
-            early: attention.next as i32,
+            early: attention.early.into(),
             padding_1: 0,
-            ready: attention.ready.map_or(0, |(ready, _)| ready.counters),
-            ready_count: attention.ready.map_or(0, |(_, count)| count),
+            ready: attention.ready.map_or(0, |ready| ready.counters),
+            ready_count: attention.ready.map_or(0, |ready| ready.count),
             padding: [0; 9],
         };
         // Blocks are persistent: as many as find a place.
@@ -124,14 +124,19 @@ impl Sm90Attention {
     pub(super) fn takes(&self, device: &Device, attention: &Attention, rows: usize) -> Meanwhile {
         let index =
             ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == attention.head_dim && tile.rows() == rows);
-        let Some(tile) = index.map(|index| &ATTENTION_SM90_TILES[index]) else { return Meanwhile::default() };
+        let Some(index) = index else { return Meanwhile::default() };
+        let tile = &ATTENTION_SM90_TILES[index];
         let Sequences { batch, seq_len, .. } = attention.sequences;
         let tiles = batch * seq_len.div_ceil(rows) * attention.heads;
         // Each block costs a kilobyte beside, of which the limit of one block has deducted its own.
         let spare_bytes =
             if tile.blocks == 2 && fills_by_half(tiles, device) { apart_bytes(tile) as usize + 1024 } else { 0 };
         let few = tiles <= device.info().multiprocessors as usize / 2;
-        Meanwhile { spare_bytes, multiprocessors: if few { tiles } else { 0 } }
+        if !few {
+            return Meanwhile { spare_bytes, ..Meanwhile::default() };
+        }
+        let nanoseconds = plan::sm90_attention_tile_ns(index, seq_len, attention.causal, false) as usize;
+        Meanwhile { spare_bytes, multiprocessors: tiles, nanoseconds }
     }
 }
 

@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn products_have_their_schedules_shapes_and_limits() {
         use LayerProduct::{Qkv, W1, W2, WideFirst, WideSecond, Wo};
-        let meanwhile = Meanwhile { spare_bytes: 117_760, multiprocessors: 3 };
+        let meanwhile = Meanwhile { spare_bytes: 117_760, multiprocessors: 3, nanoseconds: 5000 };
         let of = |design, schedule, rows, two_inputs| {
             let all = products(&config(design), schedule, rows, two_inputs, meanwhile);
             all.iter().map(|launched| (launched.product, launched.estimated(), launched.limits)).collect::<Vec<_>>()
