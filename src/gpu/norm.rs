@@ -32,7 +32,7 @@ impl NormKernel {
         Self { name: "block_128", row_threads: 128, chunks: 1, threads: 128, blocks: 8, few: false },
         Self { name: "block_256_few", row_threads: 256, chunks: 1, threads: 256, blocks: 2, few: true },
         Self { name: "block_256_1", row_threads: 256, chunks: 1, threads: 256, blocks: 4, few: false },
-        Self { name: "block_128_few", row_threads: 128, chunks: 4, threads: 128, blocks: 1, few: true },
+        Self { name: "block_512_few", row_threads: 512, chunks: 1, threads: 512, blocks: 1, few: true },
         Self { name: "block_256", row_threads: 256, chunks: 2, threads: 256, blocks: 3, few: false },
         Self { name: "block_512", row_threads: 512, chunks: 4, threads: 512, blocks: 1, few: false },
     ];
