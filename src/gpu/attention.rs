@@ -37,6 +37,8 @@ pub(super) struct Attention {
     /// Lets the next kernel, if that has `overlap`, begin as soon as the one before this has ended; else when this one has asked for
     /// all that it reads.
     pub(super) early: bool,
+    /// For the planner: attention may begin while a product still has other columns to make.
+    pub(super) beside: bool,
     /// With `overlap`: `qkv` is complete when that count is, of the product before. Only Hopper's kernel waits for it instead of the
     /// product's end.
     pub(super) ready: Option<Count>,
@@ -44,7 +46,10 @@ pub(super) struct Attention {
 
 /// The planner's choice for this device.
 pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<AttentionVariant> {
-    let on_hopper = kernels.attention_sm90.as_ref().and_then(|sm90| sm90.planned(device, attention));
+    let on_hopper = kernels.attention_sm90.as_ref().and_then(|sm90| match attention.beside {
+        true => sm90.planned_beside(device, attention).or_else(|| sm90.planned(device, attention)),
+        false => sm90.planned(device, attention),
+    });
     Ok(match on_hopper {
         Some(rows) => AttentionVariant::Sm90 { rows },
         None => AttentionVariant::Sm80 { rows: kernels.attention_sm80(device)?.planned(device, attention)? },
@@ -60,10 +65,15 @@ pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -
     })
 }
 
-/// Whether this attention can wait for a count, see [`Attention::ready`].
+/// Whether this attention waits for a count, see [`Attention::ready`], where there is one.
 pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<bool> {
     let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
-    Ok(attention.overlap && matches!(variant, AttentionVariant::Sm90 { .. }))
+    Ok(match (variant, &kernels.attention_sm90) {
+        (AttentionVariant::Sm90 { rows }, Some(sm90)) => {
+            attention.overlap && sm90.gains_from_count(device, attention, rows)
+        }
+        _ => false,
+    })
 }
 
 /// Loads what a variant needs. An error if it cannot be had for heads of that width.
@@ -139,6 +149,7 @@ impl Attention {
             variant: None,
             overlap: false,
             early: false,
+            beside: false,
             ready: None,
         }
     }
@@ -221,6 +232,7 @@ mod tests {
             variant: None,
             overlap: false,
             early: false,
+            beside: false,
             ready: None,
         };
         good.check().unwrap();

@@ -159,6 +159,7 @@ impl<'a> Attention<'a> {
             variant,
             overlap,
             early: false,
+            beside: false,
             ready: None,
         }
     }

@@ -347,7 +347,12 @@ impl Run<'_> {
 
     fn attention(&self) -> Attention {
         let Scratch { qkv, context, .. } = self.scratch;
-        Attention { variant: self.plan.attention(), ..Attention::of_layer(self.config, self.batch, qkv, context) }
+        let attention = Attention::of_layer(self.config, self.batch, qkv, context);
+        Attention {
+            variant: self.plan.attention(),
+            beside: plan::attention_is_beside(self.config, self.plan),
+            ..attention
+        }
     }
 
     /// What attention has of the device while a product runs beside it.
@@ -380,8 +385,8 @@ impl Run<'_> {
             Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols },
         );
         let gemm = Gemm { variant, overlap: lane.overlap(), ..gemm };
-        let rotated = self.streams.workspace.rotary().is_some();
-        let attention = Attention { overlap: lane.overlaps && !rotated, ..self.attention() };
+        let overlap = lane.overlaps && plan::attention_is_beside(self.config, self.plan);
+        let attention = Attention { overlap, ..self.attention() };
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
         unsafe {
             if attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {

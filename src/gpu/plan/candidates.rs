@@ -77,6 +77,12 @@ pub(super) fn products(
     }
 }
 
+/// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, and queries are not
+/// rotated in between.
+pub(in crate::gpu) fn attention_is_beside(config: &LayerConfig, plan: &Plan) -> bool {
+    matches!(plan.schedule(), Schedule::Fused | Schedule::Hybrid) && config.rotary.is_none()
+}
+
 /// What candidates are made for.
 pub(super) struct Setting<'a> {
     pub(super) kernels: &'a Kernels,
@@ -95,7 +101,8 @@ impl Setting<'_> {
     /// The plan's products.
     pub(super) fn products(&self, plan: &Plan) -> Result<Vec<Launched>> {
         let two_inputs = gemm::takes_two_inputs(self.kernels);
-        let attention = Attention { variant: plan.attention(), ..self.attention() };
+        let beside = attention_is_beside(self.config, plan);
+        let attention = Attention { variant: plan.attention(), beside, ..self.attention() };
         let meanwhile = attention::takes(self.kernels, self.device, &attention)?;
         Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, meanwhile))
     }
@@ -109,7 +116,8 @@ impl Setting<'_> {
     /// The plan with each of the other ways to compute attention that the kernel in use has, products being left to the
     /// estimate, which depends on what attention leaves free.
     pub(super) fn other_attentions(&self, plan: &Plan) -> Result<Vec<Plan>> {
-        let planned = attention::planned(self.kernels, self.device, &self.attention())?;
+        let beside = attention_is_beside(self.config, plan);
+        let planned = attention::planned(self.kernels, self.device, &Attention { beside, ..self.attention() })?;
         let others = self.attentions(planned).filter(|&variant| variant != plan.attention().unwrap_or(planned));
         Ok(others.map(|variant| Plan::from(plan.schedule()).with_attention(variant)).collect())
     }

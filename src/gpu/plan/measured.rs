@@ -24,7 +24,7 @@ use crate::weights::random_activations;
 /// Finds the fastest [`Plan`] by measuring.
 ///
 /// All schedules that the design can have are replayed as CUDA graphs of the encoder's own layers, in turns, their kernels chosen
-/// by estimate. For the best of them, and those within 5 % of it, other ways to compute attention are tried, then, one product
+/// by estimate. For the best of them, and those within a tenth of it, other ways to compute attention are tried, then, one product
 /// after another, the 24 next best ways by estimate; what gains more than 0.5 % is kept. The finalists meet once more. Times are
 /// medians of interleaved rounds, on random activations.
 ///

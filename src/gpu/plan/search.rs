@@ -9,7 +9,7 @@ use crate::config::Schedule;
 use crate::error::Result;
 
 /// A schedule as slow as that beside the best, its kernels being estimated, may win once they are tuned.
-const CLOSE: f64 = 1.05;
+const CLOSE: f64 = 1.1;
 /// What a variant has to gain to be kept: less could be noise.
 const GAIN: f64 = 0.005;
 /// Variants tried beside the present one of a product.
