@@ -19,6 +19,10 @@
 //! which a join follows, and `hybrid`'s Wo. Between QKV and attention, queries and keys are rotated in place where the layer has rotary
 //! embeddings.
 //!
+//! A gated FFN's first product makes the gate's columns beside the inner layer's (`W1` above means both), and one kernel more
+//! multiplies them, in place, before the second product: after W1 on its stream; in `fused` before attention; in `hybrid`
+//! beside it. It begins when the product has ended, and nothing after it on its stream begins before it has ended.
+//!
 //! The attention stream carries the layer from join to join; the FFN stream leaves it at `forked` and comes back at
 //! `ffn_done`, before the residual add. Branches write disjoint scratch, so these two events a layer are all the ordering
 //! there is. The caller's stream hands over at `start` and takes back at `finished`.
@@ -48,6 +52,7 @@ use super::attention::{self, Attention, Next};
 use super::batch::Batch;
 use super::device::{Event, Stream};
 use super::encoder::{DeviceLayer, Encoder};
+use super::gate::{self, Gate};
 use super::gemm::{self, Gemm, Meanwhile, Ready, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
@@ -119,6 +124,11 @@ impl Lane<'_> {
     /// Whether the kernel that is launched now may begin before the one before it has ended.
     fn overlap(&self) -> bool {
         self.chained.replace(self.overlaps)
+    }
+
+    /// The kernel that is launched now begins when the one before it has ended, whatever it is.
+    fn no_overlap(&self) {
+        self.chained.set(self.overlaps);
     }
 
     fn wait(&self, event: &Event) -> Result<()> {
@@ -255,6 +265,9 @@ impl Run<'_> {
                 }
                 Schedule::Fused => {
                     let ready = self.first_products(attention, layer, inputs, wide)?;
+                    // Before attention, so that what makes `inner` is still what attention, or the rotation before it, waits
+                    // for before it lets the next kernel begin: `first_early` below relies on that.
+                    self.gate(attention)?;
                     self.attend(attention, Next::WithOperands, ready)?;
                     // The FFN's part of K first: it is there before attention begins, whose time passes under it.
                     let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
@@ -266,6 +279,8 @@ impl Run<'_> {
                     let ready = self.first_products(attention, layer, inputs, wide)?;
                     self.streams.fork(self.kernels)?;
                     self.attend(attention, Next::NearEnd, ready)?;
+                    // After the fork, and so after the whole wide product, of which it shares no column with attention.
+                    self.gate(ffn)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
                     let second = Gemm { meanwhile: self.attention_takes()?, ..second };
                     self.product(ffn, LayerProduct::W2, second)?;
@@ -277,7 +292,7 @@ impl Run<'_> {
         }
     }
 
-    /// `[qkv | inner] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`: one product, if the kernel can take both inputs. What attention may
+    /// `[qkv | first] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`, or, if there is a gate, without the activation: one product, if the kernel can take both inputs. What attention may
     /// wait for instead of its end, if there is something.
     unsafe fn first_products(
         &self,
@@ -286,12 +301,11 @@ impl Run<'_> {
         inputs: [Matrix; 2],
         wide: Matrix,
     ) -> Result<Option<(Ready, u32)>> {
-        let Scratch { qkv, inner, .. } = self.scratch;
+        let Scratch { qkv, first, .. } = self.scratch;
         let [n_1, n_2] = inputs;
-        let act = |from| Then::Activation(self.config.hidden_act, from);
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, act(qkv.cols), wide);
+            let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, self.then(qkv.cols), wide);
             if n_1 == n_2 {
                 return self.wide_first(lane, both);
             }
@@ -299,7 +313,7 @@ impl Run<'_> {
                 let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
                 return self.wide_first(lane, both);
             }
-            self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
+            self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, self.then(0), first))?;
             self.product(lane, LayerProduct::Qkv, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
             Ok(None)
         }
@@ -352,13 +366,34 @@ impl Run<'_> {
         attention::takes(self.kernels, device, &self.attention())
     }
 
-    /// Launches the FFN but for its last product, which it returns: `out = act(input·W1ᵀ + b1)·W2ᵀ + b2`.
+    /// Launches the FFN but for its last product, which it returns: `out = inner·W2ᵀ + b2`, with `inner = act(input·W1ᵀ + b1)`, or that
+    /// with a gate.
     unsafe fn ffn_branch(&self, lane: &Lane<'_>, layer: &DeviceLayer, input: Matrix, out: Matrix) -> Result<Gemm> {
-        let inner = self.scratch.inner;
-        let act = Then::Activation(self.config.hidden_act, 0);
+        let Scratch { first, inner, .. } = self.scratch;
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.product(lane, LayerProduct::W1, Gemm::new(input, layer.w_1, layer.b_1, act, inner))? };
+        unsafe {
+            self.product(lane, LayerProduct::W1, Gemm::new(input, layer.w_1, layer.b_1, self.then(0), first))?;
+            self.gate(lane)?;
+        }
         Ok(Gemm::new(inner, layer.w_2, layer.b_2, Then::Bias, out))
+    }
+
+    /// What follows the FFN's first product, whose columns begin there: a gate's activation is not the product's.
+    fn then(&self, from: usize) -> Then {
+        if self.config.gated { Then::Bias } else { Then::Activation(self.config.hidden_act, from) }
+    }
+
+    /// `inner = act(gate) ∘ inner layer`, over the gate in `first`, if there is one.
+    unsafe fn gate(&self, lane: &Lane<'_>) -> Result<()> {
+        if !self.config.gated {
+            return Ok(());
+        }
+        lane.no_overlap();
+        let Scratch { first, inner, .. } = self.scratch;
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe {
+            gate::launch(self.kernels, lane.stream, &Gate { act: self.config.hidden_act, both: first, out: inner })
+        }
     }
 
     /// A product in the plan's way. `plan::candidates` knows the shapes and limits of all that are launched here.
@@ -368,14 +403,15 @@ impl Run<'_> {
         unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { variant, overlap: lane.overlap(), ..gemm }) }
     }
 
-    /// The wide first product. Attention may begin with its first columns, Q, K and V, while the FFN's are still being made; not if
-    /// these are rotated first, by a kernel between the two.
+    /// The wide first product. Attention may begin with its first columns, Q, K and V, while the FFN's are still being made; not with
+    /// a kernel between the two on their stream: one that rotates these, or the gate's where there is one stream.
     unsafe fn wide_first(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<Option<(Ready, u32)>> {
         let gemm = Gemm { variant: self.plan.product(LayerProduct::WideFirst), overlap: lane.overlap(), ..gemm };
         let ready = Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols };
         let attention = Attention { overlap: lane.overlaps, ..self.attention() };
-        let rotated = self.streams.workspace.rotary().is_some();
-        let count = match !rotated && attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {
+        let gated = self.config.gated && !self.streams.are_two();
+        let between = gated || self.streams.workspace.rotary().is_some();
+        let count = match !between && attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {
             true => gemm::counts(self.kernels, lane.stream.device(), &gemm, ready)?,
             false => None,
         };

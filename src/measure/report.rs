@@ -97,6 +97,9 @@ pub struct Config {
     pub head_dim: usize,
     pub intermediate_size: usize,
     pub hidden_act: String,
+    /// Whether the FFN has a gate; absent in older files, whose have none.
+    #[serde(default)]
+    pub gated: bool,
     pub causal: bool,
     /// Dimensions of each head that are rotated by position, if there are any; absent in older files, too.
     pub rotary_dim: Option<usize>,
@@ -115,6 +118,7 @@ impl Config {
             head_dim: layer.head_dim,
             intermediate_size: layer.intermediate_size,
             hidden_act: layer.hidden_act.name().into(),
+            gated: layer.gated,
             causal: layer.causal,
             rotary_dim: layer.rotary.map(|rotary| rotary.dim),
             rotary_left_out,

@@ -41,7 +41,9 @@ impl Limits {
     fn check(&self, tokens: &Tokens) -> Result<(), String> {
         let len = tokens.ids.len();
         if let Some(most) = self.0.max_sequence_len().filter(|&most| len > most) {
-            return Err(format!("the text is too long: {len} tokens, the model has positions for {most}"));
+            return Err(format!(
+                "the text is too long: {len} tokens, the model has positions for {most} (max_position_embeddings)"
+            ));
         }
         if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.0.vocab_size) {
             let size = self.0.vocab_size;
