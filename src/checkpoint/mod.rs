@@ -147,6 +147,11 @@ impl Checkpoint {
         &self.config
     }
 
+    /// The weight files, in the folder that was opened, and how many bytes each has.
+    pub fn weight_files(&self) -> impl Iterator<Item = (&Path, usize)> {
+        self.files.sizes()
+    }
+
     /// How many rows the embedding tables have.
     pub fn embedding_sizes(&self) -> EmbeddingSizes {
         let rows = |table: &Source| table.len() / self.config.layer.hidden_size;

@@ -1,5 +1,6 @@
 //! Result files: everything that a run found, as JSON or CSV, and tables for people.
 
+mod checkpoint;
 mod picks;
 
 use std::io::Write;
@@ -7,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+pub use checkpoint::{Checkpoint, WeightFile};
 
 use super::statistics::Median;
 use crate::config::EncoderConfig;
@@ -24,11 +27,14 @@ pub struct Report {
     pub backend: String,
     /// Preset that the dimensions come from.
     pub model: Option<String>,
+    /// Where the weights come from, if they are not random; absent in older files, whose are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
     /// Element type of weights and activations.
     pub dtype: String,
     /// Dimensions.
     pub config: Config,
-    /// Seed of weights and activations.
+    /// Seed of activations, and of weights that are random.
     pub seed: u64,
     /// How it was measured, in words.
     pub method: String,

@@ -51,11 +51,24 @@ pub fn cases() -> Vec<Case> {
 /// # Errors
 /// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
 pub fn check(config: EncoderConfig, schedule: Schedule, shape: &BatchShape, seed: u64) -> Result<Comparison> {
+    let layers = random_layers(&config, seed).collect();
+    stack(config, Arc::new(layers), schedule, shape, seed)
+}
+
+/// The same of given weights; the activations are random.
+///
+/// # Errors
+/// As [`check`].
+pub fn stack(
+    config: EncoderConfig,
+    layers: Arc<Vec<LayerWeights>>,
+    schedule: Schedule,
+    shape: &BatchShape,
+    seed: u64,
+) -> Result<Comparison> {
     let h = config.layer.hidden_size;
-    let layers: Vec<LayerWeights> = random_layers(&config, seed).collect();
     let mut x = random_activations(shape.rows(), h, seed);
     poison_padding(&mut x, shape, h);
-    let layers = Arc::new(layers);
     let encoder = Encoder::new(config, layers.clone())?;
     let mut workspace = encoder.workspace(shape)?;
     let mut y = vec![f32::NAN; x.len()];
