@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 
 /// What is compiled: source, PTX target, and whether it is compiled once for each element type.
-const SOURCES: [(&str, &str, bool); 10] = [
+const SOURCES: [(&str, &str, bool); 11] = [
     ("gemm_sm80", "compute_80", true),
     ("gemm_sm90", "compute_90a", true),
     ("attention_sm80", "compute_80", true),
@@ -22,6 +22,7 @@ const SOURCES: [(&str, &str, bool); 10] = [
     ("norm_sm90", "compute_90a", true),
     ("rotary_sm80", "compute_80", true),
     ("rotary_sm90", "compute_90a", true),
+    ("gate_sm80", "compute_80", true),
     ("embed_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
 ];

@@ -32,6 +32,13 @@ __device__ __forceinline__ float gelu_new(float x) {
 
 __device__ __forceinline__ float relu(float x) { return x != x ? x : fmaxf(x, 0.f); }  // NaN stays NaN
 
+// x·σ(x), of a gate (gate_sm80.cu), which waits for memory and has time for a division: relative error below 1e-6. The products'
+// epilogues do not know it. Where the denominator overflows, below −88, the result is −0.
+__device__ __forceinline__ float silu(float x) {
+    constexpr float MINUS_LOG2_E = -1.44269504f;
+    return __fdividef(x, 1.f + ptx::exp2_approximate(MINUS_LOG2_E * x));
+}
+
 // Applies the activation to those of a thread's accumulators that `wanted(i)` names. The switch stands outside the loops: one
 // branch for all of them.
 template <int N, typename F>

@@ -52,3 +52,18 @@ struct F16 {
 constexpr int ELEMENT_BYTES = 2;
 // A vector access moves 16 bytes: eight elements. Every row length and leading dimension is a multiple of it.
 constexpr int VECTOR = 16 / ELEMENT_BYTES;
+
+template <typename T>
+__device__ __forceinline__ void unpack_vector(float (&x)[VECTOR], uint4 raw) {
+    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+        const float2 pair = T::unpack(pairs[e]);
+        x[2 * e] = pair.x, x[2 * e + 1] = pair.y;
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ uint4 pack_vector(const float (&x)[VECTOR]) {
+    return make_uint4(T::pack(x[0], x[1]), T::pack(x[2], x[3]), T::pack(x[4], x[5]), T::pack(x[6], x[7]));
+}

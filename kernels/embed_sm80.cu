@@ -42,21 +42,6 @@ struct TanhParams {
     unsigned long long vectors;  // of eight elements
 };
 
-template <typename T>
-__device__ __forceinline__ void unpack_vector(float (&x)[VECTOR], uint4 raw) {
-    const uint32_t pairs[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-        const float2 pair = T::unpack(pairs[e]);
-        x[2 * e] = pair.x, x[2 * e + 1] = pair.y;
-    }
-}
-
-template <typename T>
-__device__ __forceinline__ uint4 pack_vector(const float (&x)[VECTOR]) {
-    return make_uint4(T::pack(x[0], x[1]), T::pack(x[2], x[3]), T::pack(x[4], x[5]), T::pack(x[6], x[7]));
-}
-
 // THREADS of a block share ROW_THREADS a row; a thread holds CHUNKS vectors.
 template <typename T, int ROW_THREADS, int CHUNKS, int THREADS>
 struct Embed {

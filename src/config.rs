@@ -17,7 +17,8 @@ pub const MAX_DIMENSION: usize = 1 << 20;
 
 /// How a layer composes its attention and feed-forward (FFN) blocks.
 ///
-/// `Attn` includes its output projection and bias; `FFN(x) = W2·act(W1·x + b1) + b2`.
+/// `Attn` includes its output projection and bias; `FFN(x) = W2·act(W1·x + b1) + b2`, or with a gate
+/// (arXiv 2002.05202) `FFN(x) = W2·(act(Wg·x + bg) ∘ (W1·x + b1)) + b2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Design {
     /// Serial, norm after: `a = LN1(x + Attn(x)); y = LN2(a + FFN(a))`. BERT, RoBERTa, MiniLM.
@@ -155,11 +156,13 @@ pub enum HiddenAct {
     GeluNew,
     /// `relu`: `max(x, 0)`.
     Relu,
+    /// `silu`: `x·σ(x) = x / (1 + exp(−x))`; of the gate it makes a SwiGLU. On a GPU of gates alone.
+    Silu,
 }
 
 impl HiddenAct {
-    /// All three.
-    pub const ALL: [Self; 3] = [Self::Gelu, Self::GeluNew, Self::Relu];
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Gelu, Self::GeluNew, Self::Relu, Self::Silu];
 
     /// Hugging Face's name.
     pub const fn name(self) -> &'static str {
@@ -167,6 +170,7 @@ impl HiddenAct {
             Self::Gelu => "gelu",
             Self::GeluNew => "gelu_new",
             Self::Relu => "relu",
+            Self::Silu => "silu",
         }
     }
 }
@@ -238,8 +242,10 @@ pub struct LayerConfig {
     pub intermediate_size: usize,
     /// ε of the layer norms.
     pub layer_norm_eps: f32,
-    /// Activation of the FFN.
+    /// Activation of the FFN; with a gate, the gate's.
     pub hidden_act: HiddenAct,
+    /// Whether the FFN's inner layer is multiplied by a gate, the activation of a projection of its own: SwiGLU in Command-R.
+    pub gated: bool,
     /// How attention, FFN and norms are composed.
     pub design: Design,
     /// Whether a position attends only to itself and to earlier ones.
@@ -272,6 +278,7 @@ impl LayerConfig {
             intermediate_size,
             layer_norm_eps: 1e-5,
             hidden_act: HiddenAct::Gelu,
+            gated: false,
             design: Design::PafPostNorm,
             causal: false,
             rotary: None,
@@ -300,6 +307,11 @@ impl LayerConfig {
         self.query_size() + 2 * self.key_value_size()
     }
 
+    /// Width of the FFN's first product: `intermediate_size`, or gate and inner layer side by side, which is twice that.
+    pub fn first_size(&self) -> usize {
+        self.intermediate_size * if self.gated { 2 } else { 1 }
+    }
+
     /// Checks that such a layer can exist.
     ///
     /// # Errors
@@ -315,7 +327,11 @@ impl LayerConfig {
             check_dimension(field, value)?;
         }
         // Each factor is at most 2²⁰ here, so the products cannot wrap.
-        for (field, value) in [("num_attention_heads · head_dim", self.query_size()), ("QKV width", self.qkv_size())] {
+        for (field, value) in [
+            ("num_attention_heads · head_dim", self.query_size()),
+            ("QKV width", self.qkv_size()),
+            ("width of gate and inner layer", self.first_size()),
+        ] {
             check_dimension(field, value)?;
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
@@ -335,20 +351,21 @@ impl LayerConfig {
         self.rotary.map_or(Ok(()), |rotary| rotary.check(self.head_dim))
     }
 
-    /// Weight and bias elements of the four products of one layer, and of the norms that its design uses.
+    /// Weight and bias elements of the products of one layer, and of the norms that its design uses.
     pub fn parameters(&self) -> usize {
         let (h, f, q, qkv) = (self.hidden_size, self.intermediate_size, self.query_size(), self.qkv_size());
+        let first = self.first_size();
         let norms = if matches!(self.design, Design::PafPostNorm | Design::PafPreNorm) { 1 } else { 2 };
-        (qkv * h + qkv) + (h * q + h) + (f * h + f) + (h * f + h) + norms * 2 * h
+        (qkv * h + qkv) + (h * q + h) + (first * h + first) + (h * f + h) + norms * 2 * h
     }
 
     /// Floating-point operations (a multiply-add counts two) of one layer's products over sequences of these lengths:
     /// `2·tokens·(weights) + 4·len²·query_size` per sequence, half of the latter when causal. Norms, softmax and
     /// activations are left out, as is usual.
     pub fn flops(&self, lengths: &[usize]) -> f64 {
-        let (h, f) = (self.hidden_size as f64, self.intermediate_size as f64);
+        let (h, of_ffn) = (self.hidden_size as f64, (self.first_size() + self.intermediate_size) as f64);
         let (q, qkv) = (self.query_size() as f64, self.qkv_size() as f64);
-        let weights = qkv * h + h * q + 2.0 * f * h;
+        let weights = qkv * h + h * q + of_ffn * h;
         lengths
             .iter()
             .map(|&len| {
@@ -413,6 +430,8 @@ mod tests {
         assert!(message(LayerConfig::new(1024, 16, MAX_DIMENSION + 1)).contains("intermediate_size = 1048577"));
         let wide = LayerConfig { num_attention_heads: MAX_DIMENSION, ..LayerConfig::new(1024, 16, 4096).unwrap() };
         assert!(wide.validate().is_err());
+        let gated = LayerConfig { gated: true, ..LayerConfig::new(1024, 16, MAX_DIMENSION).unwrap() };
+        assert!(gated.validate().unwrap_err().to_string().contains("gate and inner layer = 2097152"));
     }
 
     #[test]
@@ -440,6 +459,9 @@ mod tests {
         assert_eq!(config.flops(&[512, 512]), 2.0 * expected);
         let causal = LayerConfig { causal: true, ..config };
         assert_eq!(causal.flops(&[512]), expected - 4.0 * n * (n - 1.0) / 2.0 * d);
+        // A gate is one more product of the first one's size.
+        let gated = LayerConfig { gated: true, causal: false, ..causal };
+        assert_eq!(gated.flops(&[512]), expected + 2.0 * n * d * f);
     }
 
     #[test]

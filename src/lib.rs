@@ -2,8 +2,8 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 //! Transformer layers whose attention and feed-forward blocks run **at the same time** on one GPU.
 //!
-//! In the parallel design (PAF: GPT-J, GPT-NeoX, Pythia, Falcon, Phi; arXiv 2305.13297) attention and FFN read the same
-//! input and meet in one residual sum, so nothing keeps them from overlapping. This crate has hand-written CUDA kernels for
+//! In the parallel design (PAF: GPT-J, GPT-NeoX, Pythia, Falcon, Phi, Command-R; arXiv 2305.13297) attention and FFN read
+//! the same input and meet in one residual sum, so nothing keeps them from overlapping. This crate has hand-written CUDA kernels for
 //! such layers and for the serial design (SAF: BERT, RoBERTa, GPT-2), the runtime that puts a layer's attention on one stream
 //! and its FFN on another and joins them by events before the residual add, and the measuring that says what it is worth.
 //!
@@ -73,7 +73,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`config`] | what a layer is: dimensions, design, activation, rotary embedding; presets; the batch's shape |
+//! | [`config`] | what a layer is: dimensions, design, activation, gate, rotary embedding; presets; the batch's shape |
 //! | [`weights`] | host-side weights, row-major f32 as PyTorch stores them |
 //! | [`checkpoint`] | models in Hugging Face's format, memory-mapped |
 //! | [`gpu`] | kernels, streams, schedules, graphs; whole models |

@@ -17,6 +17,9 @@ use crate::config::{EncoderConfig, LayerConfig};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
+/// How many fields [`LayerWeights`] has, γ and β counted apart.
+pub(crate) const LAYER_FIELDS: usize = 14;
+
 /// γ and β of one layer norm, `[hidden_size]` each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormWeights {
@@ -41,6 +44,10 @@ pub struct LayerWeights {
     pub w_1: Vec<f32>,
     /// `[intermediate_size]`.
     pub b_1: Vec<f32>,
+    /// The gate's projection, `[intermediate_size, hidden_size]`; empty where the FFN has no gate.
+    pub w_gate: Vec<f32>,
+    /// `[intermediate_size]`, or empty.
+    pub b_gate: Vec<f32>,
     /// Second FFN product, `[hidden_size, intermediate_size]`.
     pub w_2: Vec<f32>,
     /// `[hidden_size]`.
@@ -59,6 +66,7 @@ impl LayerWeights {
         let matrix =
             |salt: u64, rows: usize, cols: usize| normal(seed, salt, rows * cols, 0.0, (cols as f32).powf(-0.5));
         let vector = |salt: u64, len: usize, mean: f32| normal(seed, salt, len, mean, 0.1);
+        let gates = if config.gated { f } else { 0 };
         Self {
             w_qkv: matrix(1, qkv, h),
             b_qkv: vector(2, qkv, 0.0),
@@ -66,6 +74,8 @@ impl LayerWeights {
             b_o: vector(4, h, 0.0),
             w_1: matrix(5, f, h),
             b_1: vector(6, f, 0.0),
+            w_gate: matrix(13, gates, h),
+            b_gate: vector(14, gates, 0.0),
             w_2: matrix(7, h, f),
             b_2: vector(8, h, 0.0),
             ln_1: NormWeights { gamma: vector(9, h, 1.0), beta: vector(10, h, 0.0) },
@@ -84,6 +94,8 @@ impl LayerWeights {
             b_o: round(&self.b_o),
             w_1: round(&self.w_1),
             b_1: round(&self.b_1),
+            w_gate: round(&self.w_gate),
+            b_gate: round(&self.b_gate),
             w_2: round(&self.w_2),
             b_2: round(&self.b_2),
             ln_1: norm(&self.ln_1),
@@ -100,8 +112,8 @@ impl LayerWeights {
     }
 
     /// Every field with its name, in the order of declaration.
-    pub fn fields(&self) -> [(&'static str, &Vec<f32>); 12] {
-        let Self { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_2, b_2, ln_1, ln_2 } = self;
+    pub fn fields(&self) -> [(&'static str, &Vec<f32>); LAYER_FIELDS] {
+        let Self { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2, ln_1, ln_2 } = self;
         [
             ("w_qkv", w_qkv),
             ("b_qkv", b_qkv),
@@ -109,6 +121,8 @@ impl LayerWeights {
             ("b_o", b_o),
             ("w_1", w_1),
             ("b_1", b_1),
+            ("w_gate", w_gate),
+            ("b_gate", b_gate),
             ("w_2", w_2),
             ("b_2", b_2),
             ("ln_1.gamma", &ln_1.gamma),
@@ -120,9 +134,10 @@ impl LayerWeights {
 }
 
 /// Checks the length of each of a layer's fields, which are in the order of declaration.
-pub(crate) fn check_lengths(config: &LayerConfig, fields: [(&'static str, usize); 12]) -> Result<()> {
+pub(crate) fn check_lengths(config: &LayerConfig, fields: [(&'static str, usize); LAYER_FIELDS]) -> Result<()> {
     let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
-    let expected = [qkv * h, qkv, h * q, h, f * h, f, h * f, h, h, h, h, h];
+    let gates = if config.gated { f } else { 0 };
+    let expected = [qkv * h, qkv, h * q, h, f * h, f, gates * h, gates, h * f, h, h, h, h, h];
     for ((name, len), expected) in fields.into_iter().zip(expected) {
         if len != expected {
             return Err(Error::mismatch("weights", name, format!("{len} elements"), expected));
@@ -168,26 +183,32 @@ mod tests {
 
     #[test]
     fn random_weights_are_distinct_repeatable_and_of_the_right_shape() {
-        let config = LayerConfig::new(64, 2, 96).unwrap();
-        let stack = EncoderConfig { layer: config.clone(), num_hidden_layers: 2 };
-        let layers: Vec<_> = random_layers(&stack, 7).collect();
-        assert_eq!(layers, random_layers(&stack, 7).collect::<Vec<_>>());
-        assert_ne!(layers[0], layers[1]);
-        for layer in &layers {
-            layer.check(&config).unwrap();
-            let fields = layer.fields();
-            for (i, (name, values)) in fields.iter().enumerate() {
-                assert!(fields[..i].iter().all(|(_, other)| other[0] != values[0]), "{name} repeats another field");
+        for gated in [false, true] {
+            let config = LayerConfig { gated, ..LayerConfig::new(64, 2, 96).unwrap() };
+            let stack = EncoderConfig { layer: config.clone(), num_hidden_layers: 2 };
+            let layers: Vec<_> = random_layers(&stack, 7).collect();
+            assert_eq!(layers, random_layers(&stack, 7).collect::<Vec<_>>());
+            assert_ne!(layers[0], layers[1]);
+            for layer in &layers {
+                layer.check(&config).unwrap();
+                let fields: Vec<_> = layer.fields().into_iter().filter(|(_, values)| !values.is_empty()).collect();
+                assert_eq!(fields.len(), if gated { 14 } else { 12 });
+                for (i, (name, values)) in fields.iter().enumerate() {
+                    assert!(fields[..i].iter().all(|(_, other)| other[0] != values[0]), "{name} repeats another field");
+                }
             }
+            // A gate that is not there, or there where none should be, is a wrong length like any other.
+            let error = layers[0].check(&LayerConfig { gated: !gated, ..config.clone() }).unwrap_err().to_string();
+            assert!(error.contains("w_gate is"), "{error}");
+            let mut short = layers[0].clone();
+            short.b_1.pop();
+            assert!(short.check(&config).unwrap_err().to_string().contains("b_1 is 95 elements, expected 96"));
         }
-        let mut short = layers[0].clone();
-        short.b_1.pop();
-        assert!(short.check(&config).unwrap_err().to_string().contains("b_1 is 95 elements, expected 96"));
     }
 
     #[test]
     fn rounding_rounds_every_field() {
-        let config = LayerConfig::new(64, 2, 96).unwrap();
+        let config = LayerConfig { gated: true, ..LayerConfig::new(64, 2, 96).unwrap() };
         let rounded = LayerWeights::random(&config, 3).rounded(Dtype::Bf16);
         for (name, values) in rounded.fields() {
             assert!(values.iter().all(|&v| v == Dtype::Bf16.round(v)), "{name}");

@@ -315,11 +315,17 @@ fn errors_name_field_value_and_what_would_do() {
         ("bert", "hidden_size", json!(null), "hidden_size is missing, expected a number from 1 to 1048576"),
         ("bert", "hidden_size", json!(25), "num_attention_heads is 3, expected a divisor of 25"),
         ("bert", "layer_norm_eps", json!(0.0), "layer_norm_eps is 0.0, expected a positive number"),
-        ("bert", "hidden_act", json!("silu"), "hidden_act is \"silu\", expected gelu"),
+        ("bert", "hidden_act", json!("tanh"), "hidden_act is \"tanh\", expected gelu"),
         ("bert", "position_embedding_type", json!("relative_key"), "expected \"absolute\""),
-        ("bert", "model_type", json!("cohere"), "Command-R's gated FFN"),
         ("bert", "is_decoder", json!(true), "is_decoder is true, expected false"),
         ("phi", "qk_layernorm", json!(true), "qk_layernorm is true"),
+        ("phi", "max_position_embeddings", json!("many"), "max_position_embeddings is \"many\""),
+        ("cohere", "use_qk_norm", json!(true), "use_qk_norm is true, expected false: nothing else is implemented"),
+        ("cohere", "logit_scale", json!(0), "logit_scale is 0, expected a positive number"),
+        ("cohere", "rope_parameters", json!(null), "rope_theta is missing, expected a positive number"),
+        ("cohere", "rope_parameters", json!({"rope_type": "yarn", "rope_theta": 1e4}), "rope_type default"),
+        ("cohere", "rope_parameters", json!({"rope_theta": -1.0}), "a positive number as rope_theta"),
+        ("cohere", "num_key_value_heads", json!(3), "num_key_value_heads is 3, expected a divisor"),
         ("phi", "rope_scaling", json!({"type": "linear", "factor": 2.0}), "rope_type default"),
         ("gptj", "rotary_dim", json!(7), "rotary_dim is 7, expected an even number"),
         ("falcon", "alibi", json!(true), "alibi is true"),
@@ -333,7 +339,7 @@ fn errors_name_field_value_and_what_would_do() {
     for model_type in [json!("llama"), json!(7), json!(null)] {
         let error = with_field("bert", "model_type", model_type);
         assert!(matches!(error, CheckpointError::UnknownModelType { .. }), "{error:?}");
-        assert!(error.to_string().contains("bert, roberta, gpt_neox, gptj, phi, falcon"), "{error}");
+        assert!(error.to_string().contains("bert, roberta, gpt_neox, gptj, phi, falcon, cohere"), "{error}");
     }
 }
 

@@ -95,7 +95,7 @@ fn check_exact(name: &str, got: &[f64], expected: &[f64]) {
 #[test]
 fn the_folders_cover_families_and_designs() {
     let cases = Case::all();
-    for model_type in ["bert", "roberta", "gpt_neox", "gptj", "phi", "falcon"] {
+    for model_type in ["bert", "roberta", "gpt_neox", "gptj", "phi", "falcon", "cohere"] {
         assert!(cases.iter().any(|case| case.checkpoint.model_type() == model_type), "{model_type}");
     }
     for design in Design::ALL {
@@ -191,7 +191,7 @@ fn padded_batches_give_what_packed_ones_give() {
 }
 
 #[test]
-fn a_text_longer_than_the_table_of_positions_is_refused() {
+fn a_text_longer_than_the_positions_that_there_are_is_refused() {
     for case in Case::all() {
         let model = case.model();
         let long = BatchShape::new(1, 18).unwrap();
@@ -201,7 +201,13 @@ fn a_text_longer_than_the_table_of_positions_is_refused() {
                 assert!(result.unwrap_err().to_string().contains("length is 18 (sequence 0), expected at most 17"))
             }
             "roberta" => assert!(result.unwrap_err().to_string().contains("expected at most 15")),
-            _ => assert_eq!(result.unwrap().len(), 18 * model.hidden_size()),
+            _ => {
+                assert_eq!(result.unwrap().len(), 18 * model.hidden_size());
+                let longer = BatchShape::packed(vec![32, 33]).unwrap();
+                let error = model.forward(Schedule::Serial, &longer, &[5; 65], None).unwrap_err().to_string();
+                let expected = "length is 33 (sequence 1), expected at most 32, the model's max_position_embeddings";
+                assert!(error.contains(expected), "{}: {error}", case.name);
+            }
         }
     }
 }

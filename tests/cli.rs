@@ -310,14 +310,14 @@ fn packed_sequences_are_compared_too() {
 }
 
 #[test]
-fn models_lists_all_twelve() {
+fn models_lists_all_thirteen() {
     let output = paf(&["models"]);
     assert_eq!(output.status.code(), Some(0));
     let stdout = text(&output.stdout);
     for model in paf_cuda::config::MODELS {
         assert!(stdout.contains(model), "{model}");
     }
-    assert_eq!(paf_cuda::config::MODELS.len(), 12);
+    assert_eq!(paf_cuda::config::MODELS.len(), 13);
 }
 
 #[test]

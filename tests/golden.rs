@@ -49,16 +49,19 @@ impl Golden {
             intermediate_size: number("intermediate_size"),
             layer_norm_eps: config["layer_norm_eps"].as_f64().unwrap() as f32,
             hidden_act: config["hidden_act"].as_str().unwrap().parse().unwrap(),
+            gated: config.get("gated").is_some_and(|gated| gated.as_bool().unwrap()),
             design: Design::ALL.into_iter().find(|design| config["design"] == design.name()).unwrap(),
             causal: config["causal"].as_bool().unwrap(),
             rotary,
         };
         let config = EncoderConfig { layer, num_hidden_layers: number("num_hidden_layers") };
+        let layer = &config.layer;
 
         let f32s = |name: &str| elements(&tensors, name, Dtype::F32, f32::from_le_bytes);
         let layers = (0..config.num_hidden_layers)
             .map(|l| {
                 let field = |name: &str| f32s(&format!("{l}.{name}"));
+                let of_gate = |name: &str| if layer.gated { field(name) } else { Vec::new() };
                 let norm = |name: &str| NormWeights {
                     gamma: field(&format!("{name}.gamma")),
                     beta: field(&format!("{name}.beta")),
@@ -70,6 +73,8 @@ impl Golden {
                     b_o: field("b_o"),
                     w_1: field("w_1"),
                     b_1: field("b_1"),
+                    w_gate: of_gate("w_gate"),
+                    b_gate: of_gate("b_gate"),
                     w_2: field("w_2"),
                     b_2: field("b_2"),
                     ln_1: norm("ln_1"),
@@ -111,6 +116,8 @@ fn the_files_cover_designs_masks_activations_and_head_dims() {
     assert_eq!(masked.len(), 2 * Design::ALL.len());
     let acts: HashSet<_> = layers().map(|layer| layer.hidden_act).collect();
     assert_eq!(acts.len(), HiddenAct::ALL.len());
+    let gated = layers().filter(|layer| layer.gated).map(|layer| layer.design).collect::<HashSet<_>>();
+    assert!(gated.contains(&Design::PafPreNorm) && gated.contains(&Design::SafPostNorm), "{gated:?}");
     let head_dims: HashSet<_> = layers().map(|layer| layer.head_dim).collect();
     assert!(head_dims.is_superset(&HashSet::from([32, 64, 80, 96, 128])));
     assert!(goldens.iter().any(|golden| golden.shape.lengths().unwrap().contains(&0)));

@@ -17,7 +17,7 @@ use paf_cuda::gpu::{
     Batch, Branch, Device, Edges, Encoder, EncoderWeights, LayerProduct, Plan, Stream, Tensor, Workspace, device_count,
 };
 use paf_cuda::weights::{random_activations, random_layers};
-use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, LayerConfig, Schedule, verify};
+use paf_cuda::{BatchShape, Design, Dtype, EncoderConfig, Error, HiddenAct, LayerConfig, Schedule, verify};
 
 type Outcome = Result<(), Failed>;
 
@@ -68,6 +68,7 @@ fn trials(device: &Device) -> Vec<Trial> {
     let mut add = |name, test, design| trials.push(together(device, name, test, design));
     for design in Design::ALL {
         add(format!("graph {design}: nodes and edges are the schedule's"), captured, design);
+        add(format!("graph {design} gated: nodes and edges are the schedule's"), captured_gated, design);
     }
     add("resources: the driver's compiler spills nothing".into(), resources, Design::PafPostNorm);
     add("refused: operands that do not fit".into(), refusals, Design::PafPostNorm);
@@ -75,12 +76,14 @@ fn trials(device: &Device) -> Vec<Trial> {
     add("threads: four at once agree with one".into(), threads, Design::PafPostNorm);
     for design in Design::ALL {
         for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
-            let (name, device) =
-                (format!("race {design} {schedule}: same bits, disturbed, 250 repeats"), device.clone());
-            trials.push(Trial::test(name, move || {
-                let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
-                race(&device, design, schedule.into())
-            }));
+            for ffn in Ffn::ALL {
+                let name = format!("race {design}{} {schedule}: same bits, disturbed, 250 repeats", ffn.name());
+                let device = device.clone();
+                trials.push(Trial::test(name, move || {
+                    let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+                    race_of(&device, &ffn.layer(design)?, schedule.into())
+                }));
+            }
         }
         let device = device.clone();
         trials.push(Trial::test(format!("async {design}: forward returns before its stream has run"), move || {
@@ -116,6 +119,40 @@ fn resources(device: &Device, _: Design) -> Outcome {
     Ok(())
 }
 
+/// What else a small layer has, on which the order of its kernels depends.
+#[derive(Clone, Copy)]
+enum Ffn {
+    Plain,
+    /// One kernel more between the FFN's products, and in `fused` between the wide one and attention.
+    Gated,
+    /// And two more there.
+    GatedRotated,
+}
+
+impl Ffn {
+    const ALL: [Self; 3] = [Self::Plain, Self::Gated, Self::GatedRotated];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "",
+            Self::Gated => " gated",
+            Self::GatedRotated => " gated rotated",
+        }
+    }
+
+    fn layer(self, design: Design) -> Result<LayerConfig, Error> {
+        let plain = LayerConfig { design, ..LayerConfig::new(128, 2, 512)? };
+        let gated = LayerConfig { gated: true, hidden_act: HiddenAct::Silu, ..plain.clone() };
+        Ok(match self {
+            Self::Plain => plain,
+            Self::Gated => gated,
+            Self::GatedRotated => {
+                LayerConfig { rotary: Some(Rotary { dim: 64, base: 1e4, interleaved: true }), ..gated }
+            }
+        })
+    }
+}
+
 /// A small stack on the device, with operands.
 struct Fixture {
     encoder: Encoder,
@@ -127,8 +164,11 @@ struct Fixture {
 
 impl Fixture {
     fn new(device: &Device, design: Design, shape: &BatchShape) -> Result<Self, Error> {
-        let layer = LayerConfig { design, ..LayerConfig::new(128, 2, 512)? };
-        let config = EncoderConfig { layer, num_hidden_layers: 4 };
+        Self::of(device, &Ffn::Plain.layer(design)?, shape)
+    }
+
+    fn of(device: &Device, layer: &LayerConfig, shape: &BatchShape) -> Result<Self, Error> {
+        let config = EncoderConfig { layer: layer.clone(), num_hidden_layers: 4 };
         let dtype = Dtype::Bf16;
         let weights = Arc::new(EncoderWeights::upload(device, &config, dtype, random_layers(&config, 3))?);
         let x = random_activations(shape.rows(), 128, 4);
@@ -166,8 +206,12 @@ impl Fixture {
 /// A plan gives the bits that it gives where each kernel waits for the one before, and serial's if it runs the same kernels;
 /// whichever branch is late, eager and as a graph, every time.
 fn race(device: &Device, design: Design, plan: Plan) -> Outcome {
+    race_of(device, &Ffn::Plain.layer(design)?, plan)
+}
+
+fn race_of(device: &Device, layer: &LayerConfig, plan: Plan) -> Outcome {
     let shape = BatchShape::new(2, 70)?.with_lengths(vec![70, 33])?;
-    let mut fixture = Fixture::new(device, design, &shape)?;
+    let mut fixture = Fixture::of(device, layer, &shape)?;
     let expected = fixture.run_one_by_one(plan)?;
     if plan.agrees_bitwise(&Schedule::Serial.into()) {
         differs(&fixture.run_one_by_one(Schedule::Serial)?, &expected, || "kernels one by one".into())?;
@@ -216,7 +260,16 @@ fn differs(expected: &[u16], got: &[u16], when: impl Fn() -> String) -> Outcome 
 
 /// Kernels of a captured graph, its dependencies, and which of these let a kernel begin early.
 fn captured(device: &Device, design: Design) -> Outcome {
-    let mut fixture = Fixture::new(device, design, &BatchShape::new(1, 32)?)?;
+    captured_of(device, &Ffn::Plain.layer(design)?)
+}
+
+fn captured_gated(device: &Device, design: Design) -> Outcome {
+    captured_of(device, &Ffn::Gated.layer(design)?)
+}
+
+fn captured_of(device: &Device, layer: &LayerConfig) -> Outcome {
+    let design = layer.design;
+    let mut fixture = Fixture::of(device, layer, &BatchShape::new(1, 32)?)?;
     let Fixture { encoder, stream, batch, x, y } = &mut fixture;
     let layers = encoder.config().num_hidden_layers;
     let mut workspace = encoder.workspace(batch)?;
@@ -224,6 +277,8 @@ fn captured(device: &Device, design: Design) -> Outcome {
     // product before it has added everything up; it has where that was left in parts, which Hopper's kernel can.
     let lead = usize::from(!design.is_post_norm());
     let begins_early = device.info().compute_capability == (9, 0);
+    // The gate's kernel begins when the product before it has ended; what follows it may begin early, as it did after the product.
+    let gates = if layer.gated { layers } else { 0 };
     let mut cases = Vec::new();
     for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
         let last = match schedule {
@@ -251,22 +306,23 @@ fn captured(device: &Device, design: Design) -> Outcome {
                 let separate = usize::from(design == Design::PafPreNormTwo && !begins_early);
                 let products = if schedule == Schedule::Fused { 3 + separate } else { 5 };
                 // SAF has a join more, between its blocks.
-                let nodes = lead + layers * (products + usize::from(!design.is_parallel())) + joins;
-                (nodes, nodes - 1, nodes - 1)
+                let nodes = lead + layers * (products + usize::from(!design.is_parallel())) + joins + gates;
+                (nodes, nodes - 1, nodes - 1 - gates)
             }
             // A layer: two edges out of the fork, three inside the branches, two into the join; from the second layer on also
             // the FFN stream's own order. In the first layer of a post-norm stack nothing precedes the fork.
             Schedule::TwoStream => {
-                let all = layers * 7 + (layers - 1) - 2 * (1 - lead);
-                (lead + layers * 6, all, layers * 3 + (layers - 1) + lead)
+                let all = layers * 7 + (layers - 1) - 2 * (1 - lead) + gates;
+                (lead + layers * 6 + gates, all, layers * 3 + (layers - 1) + lead)
             }
             // The first product after the join before; attention and W2 after that, W2 also in its stream's order; Wo after both.
-            // Wo has too short a K here to be left in parts.
+            // Wo has too short a K here to be left in parts. A gate is where W2 would be, and W2 after it.
             Schedule::Hybrid => {
                 let separate = usize::from(design == Design::PafPreNormTwo && !begins_early);
                 let joins = layers - lead;
                 let chained = lead + (layers - 1) + layers * (1 + separate) + joins;
-                (lead + layers * (4 + separate) + joins, chained + layers + (layers - 1) + 2 * layers, chained)
+                let nodes = lead + layers * (4 + separate) + joins + gates;
+                (nodes, chained + layers + (layers - 1) + 2 * layers + gates, chained + gates)
             }
         };
         let expected = (nodes, Edges { all, programmatic: if begins_early { programmatic } else { 0 } });
@@ -331,6 +387,16 @@ fn refusals(device: &Device, design: Design) -> Outcome {
     rotating.layer.rotary = Some(Rotary { dim: 16, base: 1e4, interleaved: false });
     let rotating = Encoder::new(&rotating, weights.clone())?;
     expect(&["rotary", "None", "dim: 16"], rotating.forward(stream, serial, batch, x, y, &mut workspace))?;
+    let mut gated = saf.config().clone();
+    gated.layer.gated = true;
+    let found = "(128, 512, 512, 128, 384)";
+    expect(&[found, "(128, 1024, 512, 128, 384)"], Encoder::new(&gated, weights.clone()).map(drop))?;
+    let of_gated = EncoderWeights::upload(device, &gated, Dtype::Bf16, random_layers(&gated, 1))?;
+    let of_gated = Encoder::new(&gated, Arc::new(of_gated))?;
+    expect(&["workspace", "(384, 512)"], of_gated.forward(stream, serial, batch, x, y, &mut workspace))?;
+    let mut silu = saf.config().clone();
+    silu.layer.hidden_act = HiddenAct::Silu;
+    expect(&["activation silu", "gated"], Encoder::new(&silu, weights.clone()).map(drop))?;
     let deeper = EncoderConfig { num_hidden_layers: 5, ..saf.config().clone() };
     expect(&["4", "at least 5"], Encoder::new(&deeper, weights.clone()).map(drop))?;
     let wider = EncoderConfig { layer: LayerConfig::new(256, 2, 512)?, num_hidden_layers: 1 };

@@ -53,31 +53,39 @@ fn layers() -> impl Strategy<Value = LayerConfig> {
     // A hidden size of a few elements makes layer norms ill-conditioned: two close values have hardly a variance.
     let dimensions = (8usize..=72, (1usize..=3, 1usize..=3), 1usize..=40, 1usize..=90);
     let rotary = (0.0..1.0, select(&[1e4f32, 50.0]), any::<bool>());
-    (dimensions, select(&HiddenAct::ALL), select(&Design::ALL), any::<bool>(), prop::option::of(rotary)).prop_map(
-        |(
-            (hidden_size, (num_key_value_heads, group), head_dim, intermediate_size),
-            hidden_act,
-            design,
-            causal,
-            rotary,
-        )| {
-            LayerConfig {
-                hidden_size,
-                num_attention_heads: num_key_value_heads * group,
-                num_key_value_heads,
-                head_dim,
-                intermediate_size,
-                layer_norm_eps: 1e-5,
-                hidden_act,
+    (
+        dimensions,
+        (select(&HiddenAct::ALL), any::<bool>()),
+        select(&Design::ALL),
+        any::<bool>(),
+        prop::option::of(rotary),
+    )
+        .prop_map(
+            |(
+                (hidden_size, (num_key_value_heads, group), head_dim, intermediate_size),
+                (hidden_act, gated),
                 design,
                 causal,
-                rotary: rotary.filter(|_| head_dim > 1).map(|(share, base, interleaved)| {
-                    let pairs = 1 + (share * (head_dim / 2) as f64) as usize;
-                    Rotary { dim: 2 * pairs, base, interleaved }
-                }),
-            }
-        },
-    )
+                rotary,
+            )| {
+                LayerConfig {
+                    hidden_size,
+                    num_attention_heads: num_key_value_heads * group,
+                    num_key_value_heads,
+                    head_dim,
+                    intermediate_size,
+                    layer_norm_eps: 1e-5,
+                    hidden_act,
+                    gated,
+                    design,
+                    causal,
+                    rotary: rotary.filter(|_| head_dim > 1).map(|(share, base, interleaved)| {
+                        let pairs = 1 + (share * (head_dim / 2) as f64) as usize;
+                        Rotary { dim: 2 * pairs, base, interleaved }
+                    }),
+                }
+            },
+        )
 }
 
 fn shapes() -> impl Strategy<Value = BatchShape> {

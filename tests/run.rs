@@ -3,6 +3,8 @@
 
 #[path = "run/engines.rs"]
 mod engines;
+#[path = "run/speedup.rs"]
+mod speedup;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -62,6 +62,7 @@ fn config(fields: &Fields) -> Result<EncoderConfig> {
         intermediate_size: fields.dimension("intermediate_size", None)?,
         layer_norm_eps: fields.positive("layer_norm_eps", Some(1e-12))? as f32,
         hidden_act: fields.act("hidden_act", HiddenAct::Gelu)?,
+        gated: false,
         design: Design::SafPostNorm,
         causal: false,
         rotary: None,
@@ -97,6 +98,8 @@ fn map(fields: &Fields, tensors: &mut Tensors<'_>, prefix: &'static str, padding
             b_o: tensors.take(&name("attention.output.dense.bias"), &[h])?,
             w_1: tensors.take(&name("intermediate.dense.weight"), &[f, h])?,
             b_1: tensors.take(&name("intermediate.dense.bias"), &[f])?,
+            w_gate: Source::none(),
+            b_gate: Source::none(),
             w_2: tensors.take(&name("output.dense.weight"), &[h, f])?,
             b_2: tensors.take(&name("output.dense.bias"), &[h])?,
             ln_1: norm(tensors, &name("attention.output.LayerNorm"), h)?,
@@ -117,6 +120,7 @@ fn map(fields: &Fields, tensors: &mut Tensors<'_>, prefix: &'static str, padding
     let model = ModelSources {
         word,
         position: Some((position, padding_idx)),
+        rotary_positions: None,
         token_type: Some(token_type),
         embedding_norm: Some(embedding_norm),
         final_norm: None,
@@ -154,7 +158,7 @@ fn head(
         (Some(copy), false) => copy,
         _ => tensors.take(&format!("{head}.bias"), &[vocab])?,
     };
-    Ok(Some(HeadSources { transform: Some(transform), decoder, bias: Some(bias) }))
+    Ok(Some(HeadSources { transform: Some(transform), decoder, bias: Some(bias), scale: 1.0 }))
 }
 
 fn norm(tensors: &mut Tensors<'_>, name: &str, size: usize) -> Result<NormSource> {

@@ -57,6 +57,7 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
         intermediate_size: f,
         layer_norm_eps: fields.positive("layer_norm_epsilon", Some(1e-5))? as f32,
         hidden_act: fields.act("activation", HiddenAct::Gelu)?,
+        gated: false,
         design: if two_norms { Design::PafPreNormTwo } else { Design::PafPreNorm },
         causal: true,
         rotary: Some(fields.rotary(head_dim, ("rope_theta", 1e4), ("partial_rotary_factor", 1.0))?),
@@ -92,6 +93,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
             b_o: tensors.take_or_zeros(bias, &name("self_attention.dense.bias"), h)?,
             w_1: tensors.take(&name("mlp.dense_h_to_4h.weight"), &[f, h])?,
             b_1: tensors.take_or_zeros(bias, &name("mlp.dense_h_to_4h.bias"), f)?,
+            w_gate: Source::none(),
+            b_gate: Source::none(),
             w_2: tensors.take(&name("mlp.dense_4h_to_h.weight"), &[h, f])?,
             b_2: tensors.take_or_zeros(bias, &name("mlp.dense_4h_to_h.bias"), h)?,
             ln_1,
@@ -102,7 +105,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
     let tied = fields.bool("tie_word_embeddings", true)?;
     let decoder = tensors.take_if_present("lm_head.weight", &[vocab, h])?;
     let head = HeadSources::without_bias(tied, !base.is_empty(), decoder);
-    let model = ModelSources { final_norm: Some(final_norm), head, ..ModelSources::words(word) };
+    let rotary_positions = fields.positions("max_position_embeddings")?;
+    let model = ModelSources { final_norm: Some(final_norm), head, rotary_positions, ..ModelSources::words(word) };
     Ok(Mapped { config, layers, model })
 }
 

@@ -86,9 +86,14 @@ impl Fields {
         }
     }
 
+    /// The longest sequence that a model with rotary embeddings was made for, if the file says so.
+    pub(super) fn positions(&self, name: &str) -> Result<Option<usize>> {
+        self.get(name).map(|_| self.dimension(name, None)).transpose()
+    }
+
     /// The activation function. Two more names than [`HiddenAct`] has are the same function.
     pub(super) fn act(&self, name: &str, default: HiddenAct) -> Result<HiddenAct> {
-        let expected = "gelu, gelu_new, gelu_fast, gelu_pytorch_tanh or relu";
+        let expected = "gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu or silu";
         self.parse(name, Some(default), expected, |value| match value.as_str()? {
             "gelu_fast" | "gelu_pytorch_tanh" => Some(HiddenAct::GeluNew),
             other => other.parse().ok(),
@@ -127,6 +132,17 @@ impl Fields {
         }
         // Cut, not rounded: as the original does it.
         Ok(Rotary { dim: (head_dim as f64 * share) as usize, base: base as f32, interleaved: false })
+    }
+
+    /// The base of rotary embeddings of whole heads, which must be given: in `rope_parameters`, or before Transformers 5 in a field of
+    /// that name.
+    pub(super) fn rotary_base(&self, name: &str) -> Result<f32> {
+        let in_parameters = self.get("rope_parameters").and_then(|parameters| parameters.get("rope_theta"));
+        if in_parameters.is_none_or(Value::is_null) {
+            self.positive(name, None)?;
+        }
+        // Whole heads whatever share of them the parameters name: as the originals do it.
+        Ok(self.rotary(2, (name, 1.0), ("", 1.0))?.base)
     }
 
     /// A field of rotary parameters, if there is one, which must not ask for anything but the plain kind.

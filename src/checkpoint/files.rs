@@ -120,6 +120,11 @@ impl Files {
         self.tensors.iter().map(|(name, tensor)| (name.as_str(), self.shards[tensor.shard].file.as_path()))
     }
 
+    /// Every weight file, and how many bytes it has.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = (&Path, usize)> {
+        self.shards.iter().map(|shard| (shard.file.as_path(), shard.map.len()))
+    }
+
     pub(super) fn file_of(&self, tensor: &Tensor) -> &Path {
         &self.shards[tensor.shard].file
     }

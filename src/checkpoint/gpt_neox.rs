@@ -40,6 +40,7 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
         intermediate_size: f,
         layer_norm_eps: fields.positive("layer_norm_eps", Some(1e-5))? as f32,
         hidden_act: fields.act("hidden_act", HiddenAct::Gelu)?,
+        gated: false,
         design: if parallel { Design::PafPreNormTwo } else { Design::SafPreNorm },
         causal: true,
         rotary: Some(fields.rotary(head_dim, ("rotary_emb_base", 1e4), ("rotary_pct", 0.25))?),
@@ -67,6 +68,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
             b_o: tensors.take_or_zeros(bias, &name("attention.dense.bias"), h)?,
             w_1: tensors.take(&name("mlp.dense_h_to_4h.weight"), &[f, h])?,
             b_1: tensors.take(&name("mlp.dense_h_to_4h.bias"), &[f])?,
+            w_gate: Source::none(),
+            b_gate: Source::none(),
             w_2: tensors.take(&name("mlp.dense_4h_to_h.weight"), &[h, f])?,
             b_2: tensors.take(&name("mlp.dense_4h_to_h.bias"), &[h])?,
             ln_1: tensors.norm(&name("input_layernorm"), h)?,
@@ -78,7 +81,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
     let tied = fields.bool("tie_word_embeddings", false)?;
     let decoder = tensors.take_if_present(decoder, &[vocab, h])?;
     let head = HeadSources::without_bias(tied, !base.is_empty(), decoder);
-    let model = ModelSources { final_norm: Some(final_norm), head, ..ModelSources::words(word) };
+    let rotary_positions = fields.positions("max_position_embeddings")?;
+    let model = ModelSources { final_norm: Some(final_norm), head, rotary_positions, ..ModelSources::words(word) };
     Ok(Mapped { config, layers, model })
 }
 

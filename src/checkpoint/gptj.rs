@@ -37,6 +37,7 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
         intermediate_size: f,
         layer_norm_eps: fields.positive("layer_norm_epsilon", Some(1e-5))? as f32,
         hidden_act: fields.act("activation_function", HiddenAct::GeluNew)?,
+        gated: false,
         design: Design::PafPreNorm,
         causal: true,
         rotary: Some(Rotary { dim: fields.dimension("rotary_dim", None)?, base: 1e4, interleaved: true }),
@@ -59,6 +60,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
             b_o: Source::zeros(h),
             w_1: tensors.take(&name("mlp.fc_in.weight"), &[f, h])?,
             b_1: tensors.take(&name("mlp.fc_in.bias"), &[f])?,
+            w_gate: Source::none(),
+            b_gate: Source::none(),
             w_2: tensors.take(&name("mlp.fc_out.weight"), &[h, f])?,
             b_2: tensors.take(&name("mlp.fc_out.bias"), &[h])?,
             ln_2: ln_1.clone(),
@@ -67,7 +70,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
     }
     let final_norm = tensors.norm(&format!("{base}ln_f"), h)?;
     let head = HeadSources::with_bias(fields, tensors, [vocab, h])?;
-    let model = ModelSources { final_norm: Some(final_norm), head, ..ModelSources::words(word) };
+    let rotary_positions = fields.positions("n_positions")?;
+    let model = ModelSources { final_norm: Some(final_norm), head, rotary_positions, ..ModelSources::words(word) };
     Ok(Mapped { config, layers, model })
 }
 

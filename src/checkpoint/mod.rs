@@ -13,6 +13,7 @@
 //! | `gptj` | GPT-J | PAF, one norm |
 //! | `phi` | Phi-1, Phi-1.5, Phi-2 | PAF, one norm |
 //! | `falcon` | Falcon-7B; the new decoder architecture (40B, 180B, Falcon2-11B) | PAF, one norm or two |
+//! | `cohere` | Command-R (not R+) | PAF, one norm; gated FFN |
 //!
 //! ```no_run
 //! use paf_cuda::{BatchShape, Schedule, cpu};
@@ -28,6 +29,7 @@
 //! ```
 
 mod bert;
+mod cohere;
 mod error;
 mod falcon;
 mod fields;
@@ -64,13 +66,14 @@ struct Family {
     ignored: fn(&str) -> bool,
 }
 
-const FAMILIES: [Family; 6] = [
+const FAMILIES: [Family; 7] = [
     Family { model_type: "bert", map: bert::bert, ignored: bert::ignored },
     Family { model_type: "roberta", map: bert::roberta, ignored: bert::ignored },
     Family { model_type: "gpt_neox", map: gpt_neox::map, ignored: gpt_neox::ignored },
     Family { model_type: "gptj", map: gptj::map, ignored: gptj::ignored },
     Family { model_type: "phi", map: phi::map, ignored: phi::ignored },
     Family { model_type: "falcon", map: falcon::map, ignored: falcon::ignored },
+    Family { model_type: "cohere", map: cohere::map, ignored: cohere::ignored },
 ];
 
 /// A checkpoint whose files are mapped and checked; its weights are converted when they are asked for.
@@ -102,11 +105,6 @@ impl Checkpoint {
         let folder = folder.as_ref();
         let fields = Fields::read(folder.join("config.json"))?;
         let got = fields.get("model_type").and_then(|value| value.as_str());
-        if got == Some("cohere") {
-            return Err(
-                fields.error("model_type", "another: Command-R's gated FFN and norms without β are not implemented")
-            );
-        }
         let Some(Family { model_type, map, ignored }) =
             FAMILIES.into_iter().find(|family| got == Some(family.model_type))
         else {
@@ -149,6 +147,11 @@ impl Checkpoint {
         &self.config
     }
 
+    /// The weight files, in the folder that was opened, and how many bytes each has.
+    pub fn weight_files(&self) -> impl Iterator<Item = (&Path, usize)> {
+        self.files.sizes()
+    }
+
     /// How many rows the embedding tables have.
     pub fn embedding_sizes(&self) -> EmbeddingSizes {
         let rows = |table: &Source| table.len() / self.config.layer.hidden_size;
@@ -158,6 +161,7 @@ impl Checkpoint {
             max_position_embeddings: position.map(|(table, _)| rows(table)),
             padding_idx: position.and_then(|(_, padding_idx)| *padding_idx),
             type_vocab_size: self.model.token_type.as_ref().map(rows),
+            rotary_positions: self.model.rotary_positions,
         }
     }
 
@@ -174,7 +178,8 @@ impl Checkpoint {
 
     /// Embeddings, final norm, pooler and head, converted.
     pub fn model_weights(&self) -> ModelWeights {
-        let ModelSources { word, position, token_type, embedding_norm, final_norm, pooler, head } = &self.model;
+        let ModelSources { word, position, rotary_positions, token_type, embedding_norm, final_norm, pooler, head } =
+            &self.model;
         let read = |source: &Source| self.files.read(source);
         let norm = |source: &NormSource| self.norm(source);
         let position = position
@@ -184,12 +189,13 @@ impl Checkpoint {
             embeddings: Embeddings {
                 word: read(word),
                 position,
+                rotary_positions: *rotary_positions,
                 token_type: token_type.as_ref().map(read),
                 norm: embedding_norm.as_ref().map(norm),
             },
             final_norm: final_norm.as_ref().map(norm),
             pooler: pooler.as_ref().map(|(weight, bias)| Dense { weight: read(weight), bias: read(bias) }),
-            head: head.as_ref().map(|HeadSources { transform, decoder, bias }| Head {
+            head: head.as_ref().map(|HeadSources { transform, decoder, bias, scale }| Head {
                 transform: transform.as_ref().map(|TransformSources { weight, bias, act, norm: source }| Transform {
                     dense: Dense { weight: read(weight), bias: read(bias) },
                     act: *act,
@@ -197,12 +203,13 @@ impl Checkpoint {
                 }),
                 decoder: decoder.as_ref().map(read),
                 bias: bias.as_ref().map(read),
+                scale: *scale,
             }),
         }
     }
 
     fn layer(&self, layer: &LayerSources) -> LayerWeights {
-        let LayerSources { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_2, b_2, ln_1, ln_2 } = layer;
+        let LayerSources { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2, ln_1, ln_2 } = layer;
         let read = |source: &Source| self.files.read(source);
         LayerWeights {
             w_qkv: read(w_qkv),
@@ -211,6 +218,8 @@ impl Checkpoint {
             b_o: read(b_o),
             w_1: read(w_1),
             b_1: read(b_1),
+            w_gate: read(w_gate),
+            b_gate: read(b_gate),
             w_2: read(w_2),
             b_2: read(b_2),
             ln_1: self.norm(ln_1),

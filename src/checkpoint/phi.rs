@@ -41,6 +41,7 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
         intermediate_size: f,
         layer_norm_eps: fields.positive("layer_norm_eps", Some(1e-5))? as f32,
         hidden_act: fields.act("hidden_act", HiddenAct::GeluNew)?,
+        gated: false,
         design: Design::PafPreNorm,
         causal: true,
         rotary: Some(fields.rotary(head_dim, ("rope_theta", 1e4), ("partial_rotary_factor", 0.5))?),
@@ -66,6 +67,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
             b_o: tensors.take(&name("self_attn.dense.bias"), &[h])?,
             w_1: tensors.take(&name("mlp.fc1.weight"), &[f, h])?,
             b_1: tensors.take(&name("mlp.fc1.bias"), &[f])?,
+            w_gate: Source::none(),
+            b_gate: Source::none(),
             w_2: tensors.take(&name("mlp.fc2.weight"), &[h, f])?,
             b_2: tensors.take(&name("mlp.fc2.bias"), &[h])?,
             ln_2: ln_1.clone(),
@@ -74,7 +77,8 @@ pub(super) fn map(fields: &Fields, tensors: &mut Tensors<'_>) -> Result<Mapped> 
     }
     let final_norm = tensors.norm(&format!("{base}final_layernorm"), h)?;
     let head = HeadSources::with_bias(fields, tensors, [vocab, h])?;
-    let model = ModelSources { final_norm: Some(final_norm), head, ..ModelSources::words(word) };
+    let rotary_positions = fields.positions("max_position_embeddings")?;
+    let model = ModelSources { final_norm: Some(final_norm), head, rotary_positions, ..ModelSources::words(word) };
     Ok(Mapped { config, layers, model })
 }
 

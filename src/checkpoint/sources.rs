@@ -40,6 +40,11 @@ impl Source {
         Self(vec![Piece::Zeros(len)])
     }
 
+    /// No elements: of a part that the model does not have.
+    pub(super) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     /// One after the other.
     pub(super) fn concat(sources: impl IntoIterator<Item = Self>) -> Self {
         Self(sources.into_iter().flat_map(|source| source.0).collect())
@@ -70,6 +75,9 @@ pub(super) struct LayerSources {
     pub(super) b_o: Source,
     pub(super) w_1: Source,
     pub(super) b_1: Source,
+    /// Nothing where the FFN has no gate, nor in the next one.
+    pub(super) w_gate: Source,
+    pub(super) b_gate: Source,
     pub(super) w_2: Source,
     pub(super) b_2: Source,
     pub(super) ln_1: NormSource,
@@ -82,6 +90,8 @@ pub(super) struct ModelSources {
     pub(super) word: Source,
     /// The table, and RoBERTa's `padding_idx`.
     pub(super) position: Option<(Source, Option<u32>)>,
+    /// The longest sequence that rotary embeddings are for.
+    pub(super) rotary_positions: Option<usize>,
     pub(super) token_type: Option<Source>,
     pub(super) embedding_norm: Option<NormSource>,
     pub(super) final_norm: Option<NormSource>,
@@ -96,6 +106,7 @@ impl ModelSources {
         Self {
             word,
             position: None,
+            rotary_positions: None,
             token_type: None,
             embedding_norm: None,
             final_norm: None,
@@ -111,6 +122,7 @@ pub(super) struct HeadSources {
     pub(super) transform: Option<TransformSources>,
     pub(super) decoder: Option<Source>,
     pub(super) bias: Option<Source>,
+    pub(super) scale: f32,
 }
 
 impl HeadSources {
@@ -127,14 +139,14 @@ impl HeadSources {
             return Ok(None);
         }
         let bias = tensors.take("lm_head.bias", &[vocab])?;
-        Ok(Some(Self { transform: None, decoder: decoder.filter(|_| !tied), bias: Some(bias) }))
+        Ok(Some(Self { transform: None, decoder: decoder.filter(|_| !tied), bias: Some(bias), scale: 1.0 }))
     }
 
     /// The weights that were found, if any. Tied to the word embeddings, they need not be there in a `whole_model`; a base
     /// model, whose names have no prefix, has no head.
     pub(super) fn without_bias(tied: bool, whole_model: bool, decoder: Option<Source>) -> Option<Self> {
         let there = tied && whole_model || decoder.is_some();
-        there.then(|| Self { transform: None, decoder: decoder.filter(|_| !tied), bias: None })
+        there.then(|| Self { transform: None, decoder: decoder.filter(|_| !tied), bias: None, scale: 1.0 })
     }
 }
 

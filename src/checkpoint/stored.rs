@@ -24,7 +24,7 @@ impl Checkpoint {
     /// The layers, from the first to the last.
     pub(crate) fn layer_elements(&self) -> impl Iterator<Item = LayerElements<'_>> {
         self.layers.iter().map(|layer| {
-            let LayerSources { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_2, b_2, ln_1, ln_2 } = layer;
+            let LayerSources { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2, ln_1, ln_2 } = layer;
             LayerElements([
                 ("w_qkv", self.stored(w_qkv)),
                 ("b_qkv", self.stored(b_qkv)),
@@ -32,6 +32,8 @@ impl Checkpoint {
                 ("b_o", self.stored(b_o)),
                 ("w_1", self.stored(w_1)),
                 ("b_1", self.stored(b_1)),
+                ("w_gate", self.stored(w_gate)),
+                ("b_gate", self.stored(b_gate)),
                 ("w_2", self.stored(w_2)),
                 ("b_2", self.stored(b_2)),
                 ("ln_1.gamma", self.stored(&ln_1.gamma)),
@@ -44,7 +46,7 @@ impl Checkpoint {
 
     /// Embeddings, final norm, pooler and head.
     pub(crate) fn model_elements<'a>(&'a self) -> ModelElements<'a> {
-        let ModelSources { word, position, token_type, embedding_norm, final_norm, pooler, head } = &self.model;
+        let ModelSources { word, position, token_type, embedding_norm, final_norm, pooler, head, .. } = &self.model;
         let stored = |source: &'a Source| self.stored(source);
         let norm = |source: &'a NormSource| [self.stored(&source.gamma), self.stored(&source.beta)];
         ModelElements {
@@ -54,12 +56,13 @@ impl Checkpoint {
             embedding_norm: embedding_norm.as_ref().map(norm),
             final_norm: final_norm.as_ref().map(norm),
             pooler: pooler.as_ref().map(|(weight, bias)| [stored(weight), stored(bias)]),
-            head: head.as_ref().map(|HeadSources { transform, decoder, bias }| HeadElements {
+            head: head.as_ref().map(|HeadSources { transform, decoder, bias, scale }| HeadElements {
                 transform: transform.as_ref().map(|TransformSources { weight, bias, act, norm: last }| {
                     TransformElements { dense: [stored(weight), stored(bias)], act: *act, norm: norm(last) }
                 }),
                 decoder: decoder.as_ref().map(stored),
                 bias: bias.as_ref().map(stored),
+                scale: *scale,
             }),
         }
     }
@@ -92,7 +95,7 @@ mod tests {
 
     #[test]
     fn pieces_are_what_the_whole_is() {
-        for name in ["bert", "roberta_encoder", "gpt_neox", "gptj", "phi", "falcon_new", "falcon_heads"] {
+        for name in ["bert", "roberta_encoder", "gpt_neox", "gptj", "phi", "falcon_new", "falcon_heads", "cohere"] {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/checkpoints").join(name);
             let checkpoint = Checkpoint::open(folder).unwrap();
             let mut layers = 0;
@@ -116,12 +119,13 @@ mod tests {
                 embedding_norm.iter().flatten().for_each(|tensor| add("embedding norm", &**tensor));
                 final_norm.iter().flatten().for_each(|tensor| add("final norm", &**tensor));
                 pooler.iter().flatten().for_each(|tensor| add("pooler", &**tensor));
-                if let Some(HeadElements { transform, decoder, bias }) = head {
+                if let Some(HeadElements { transform, decoder, bias, scale }) = head {
                     if let Some(TransformElements { dense, norm, .. }) = transform {
                         dense.iter().chain(norm).for_each(|tensor| add("transform", &**tensor));
                     }
                     decoder.iter().for_each(|tensor| add("decoder", &**tensor));
                     bias.iter().for_each(|tensor| add("bias", &**tensor));
+                    tensors.push(("scale", vec![*scale]));
                 }
                 tensors
             };

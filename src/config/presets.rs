@@ -6,14 +6,14 @@ use crate::error::{Error, Result};
 /// A model by name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preset {
-    /// Name as on the Hugging Face hub, without the organisation.
+    /// Name as on the Hugging Face hub, without the organisation; `command-r` is c4ai-command-r-v01.
     pub name: &'static str,
     /// Stack of layers.
     pub config: EncoderConfig,
 }
 
 /// The names that [`preset`] knows.
-pub const MODELS: [&str; 12] = [
+pub const MODELS: [&str; 13] = [
     "roberta-large",
     "bert-large-uncased",
     "roberta-base",
@@ -26,6 +26,7 @@ pub const MODELS: [&str; 12] = [
     "gpt-j-6b",
     "phi-2",
     "falcon-7b",
+    "command-r",
 ];
 
 /// The preset of that name, in the design that the model was trained in.
@@ -51,6 +52,7 @@ pub fn preset(name: &str) -> Result<Preset> {
         "gpt-j-6b" => decoder(28, 4096, 16, 16, HiddenAct::GeluNew, Some((64, true))),
         "phi-2" => decoder(32, 2560, 32, 32, HiddenAct::GeluNew, Some((32, false))),
         "falcon-7b" => decoder(32, 4544, 71, 1, HiddenAct::Gelu, Some((64, false))),
+        "command-r" => command_r(40, 8192, 64, 22528, 8e6),
         _ => unreachable!("every name in MODELS has an arm"),
     };
     Ok(Preset { name, config: EncoderConfig { layer, num_hidden_layers } })
@@ -92,6 +94,20 @@ fn decoder(
     (layers, layer)
 }
 
+/// Command-R: one norm, a SwiGLU FFN, whole heads rotated by neighbours.
+fn command_r(layers: usize, hidden_size: usize, heads: usize, ffn: usize, rotary_base: f32) -> (usize, LayerConfig) {
+    let layer = base(hidden_size, heads, ffn);
+    let layer = LayerConfig {
+        hidden_act: HiddenAct::Silu,
+        gated: true,
+        design: Design::PafPreNorm,
+        causal: true,
+        rotary: Some(Rotary { dim: layer.head_dim, base: rotary_base, interleaved: true }),
+        ..layer
+    };
+    (layers, layer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,9 +124,14 @@ mod tests {
     #[test]
     fn parameter_counts_match_the_published_ones() {
         // Layers only, in millions: the published totals less their embeddings.
-        for (name, millions) in
-            [("roberta-large", 302.3), ("bert-base-uncased", 85.1), ("pythia-1.4b", 1208.6), ("gpt-neox-20b", 19936.0)]
-        {
+        for (name, millions) in [
+            ("roberta-large", 302.3),
+            ("bert-base-uncased", 85.1),
+            ("pythia-1.4b", 1208.6),
+            ("gpt-neox-20b", 19936.0),
+            // 34,980,831,232, of which 256,000 words and the final norm take 2,097,160,192.
+            ("command-r", 32883.7),
+        ] {
             let config = preset(name).unwrap().config;
             let count = (config.num_hidden_layers * config.layer.parameters()) as f64 / 1e6;
             assert!((count - millions).abs() < 0.01 * millions, "{name}: {count} M");

@@ -133,24 +133,27 @@ impl Encoder {
     }
 }
 
+const BUFFERS: usize = 8;
+
 /// Memory for the activations inside a layer, made by [`Encoder::workspace`], used by [`Encoder::forward`].
 #[derive(Debug)]
 pub struct Workspace {
-    widths: [usize; 7],
+    widths: [usize; BUFFERS],
     rows: usize,
-    buffers: [Vec<f32>; 7],
+    buffers: [Vec<f32>; BUFFERS],
 }
 
 /// Elements a row of each buffer has, in the order of the fields of [`Buffers`].
-fn widths(config: &LayerConfig) -> [usize; 7] {
-    let hidden_size = config.hidden_size;
+fn widths(config: &LayerConfig) -> [usize; BUFFERS] {
+    let (hidden_size, inner) = (config.hidden_size, config.intermediate_size);
+    let gate = if config.gated { inner } else { 0 };
     let (qkv_size, query_size) = (config.qkv_size(), config.query_size());
-    [hidden_size, hidden_size, qkv_size, query_size, hidden_size, config.intermediate_size, hidden_size]
+    [hidden_size, hidden_size, qkv_size, query_size, hidden_size, inner, gate, hidden_size]
 }
 
 impl Workspace {
-    fn new(widths: [usize; 7], rows: usize) -> Result<Self> {
-        let mut buffers = [const { Vec::new() }; 7];
+    fn new(widths: [usize; BUFFERS], rows: usize) -> Result<Self> {
+        let mut buffers = [const { Vec::new() }; BUFFERS];
         for (buffer, width) in buffers.iter_mut().zip(widths) {
             let reserved = rows.checked_mul(width).filter(|&len| buffer.try_reserve_exact(len).is_ok());
             let len = reserved.ok_or_else(|| Error::Unsupported {
@@ -162,7 +165,7 @@ impl Workspace {
         Ok(Self { widths, rows, buffers })
     }
 
-    fn buffers(&mut self, widths: [usize; 7], rows: usize) -> Result<Buffers<'_>> {
+    fn buffers(&mut self, widths: [usize; BUFFERS], rows: usize) -> Result<Buffers<'_>> {
         if self.widths != widths {
             let [got, expected] = [self.widths, widths].map(|widths| format!("for widths {widths:?}"));
             return Err(Error::mismatch("forward", "workspace", got, expected));
@@ -171,12 +174,12 @@ impl Workspace {
             let [got, expected] = [self.rows, rows].map(|rows| format!("for {rows} rows"));
             return Err(Error::mismatch("forward", "workspace", got, format!("at least one {expected}")));
         }
-        let [norm_1, norm_2, qkv, context, attn, inner, ffn] = self.buffers.each_mut().map(|buffer| {
+        let [norm_1, norm_2, qkv, context, attn, inner, gate, ffn] = self.buffers.each_mut().map(|buffer| {
             let width = buffer.len() / self.rows;
             &mut buffer[..rows * width]
         });
         let attention = AttentionBuffers { qkv, context, output: attn };
-        Ok(Buffers { norm_1, norm_2, attention, ffn: FfnBuffers { inner, output: ffn } })
+        Ok(Buffers { norm_1, norm_2, attention, ffn: FfnBuffers { inner, gate, output: ffn } })
     }
 }
 
@@ -196,6 +199,8 @@ struct AttentionBuffers<'a> {
 
 struct FfnBuffers<'a> {
     inner: &'a mut [f32],
+    /// Empty where there is none.
+    gate: &'a mut [f32],
     output: &'a mut [f32],
 }
 
@@ -262,10 +267,19 @@ impl Layer<'_> {
     }
 
     /// `output = FFN(x)`.
-    fn ffn(&self, x: &[f32], FfnBuffers { inner, output }: &mut FfnBuffers<'_>) {
+    fn ffn(&self, x: &[f32], FfnBuffers { inner, gate, output }: &mut FfnBuffers<'_>) {
         let (rows, weights) = (self.shape.rows(), self.weights);
+        let (act, width) = (self.config.hidden_act, self.config.intermediate_size);
         linear(inner, x, rows, &weights.w_1, &weights.b_1);
-        inner.par_chunks_mut(self.config.intermediate_size).for_each(|row| activate(self.config.hidden_act, row));
+        if self.config.gated {
+            linear(gate, x, rows, &weights.w_gate, &weights.b_gate);
+            inner.par_chunks_mut(width).zip(gate.par_chunks_mut(width)).for_each(|(inner, gate)| {
+                activate(act, gate);
+                inner.iter_mut().zip(gate).for_each(|(x, gate)| *x *= *gate);
+            });
+        } else {
+            inner.par_chunks_mut(width).for_each(|row| activate(act, row));
+        }
         linear(output, inner, rows, &weights.w_2, &weights.b_2);
     }
 
@@ -315,6 +329,7 @@ pub(super) fn activate(act: HiddenAct, values: &mut [f32]) {
         }
         // Not `f32::max`, which would turn NaN into 0.
         HiddenAct::Relu => values.iter_mut().for_each(|x| *x = if *x < 0.0 { 0.0 } else { *x }),
+        HiddenAct::Silu => values.iter_mut().for_each(|x| *x /= 1.0 + (-*x).exp()),
     }
 }
 

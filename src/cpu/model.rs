@@ -165,7 +165,7 @@ impl Model {
         let (hidden_size, vocab_size) = (self.hidden_size(), self.vocab_size());
         let rows = hidden.len() / hidden_size;
         check_len("logits", "hidden", hidden.len(), [rows, hidden_size])?;
-        let Some(Head { transform, decoder, bias }) = &self.weights.head else {
+        let Some(Head { transform, decoder, bias, scale }) = &self.weights.head else {
             return Err(no_head());
         };
         let transformed = match transform {
@@ -194,6 +194,7 @@ impl Model {
             View::new(decoder, vocab_size, hidden_size, hidden_size).transposed(),
             Parallelism::Rayon(0),
         );
+        logits.par_iter_mut().for_each(|logit| *logit *= scale);
         Ok(logits)
     }
 

@@ -92,6 +92,7 @@ pub fn activate(act: HiddenAct, values: &mut [f64], rounding: Rounding) {
                 x
             }
         }
+        HiddenAct::Silu => x / (1.0 + (-x).exp()),
     };
     values.par_iter_mut().for_each(|value| *value = rounding.apply(f(*value)));
 }
@@ -164,7 +165,13 @@ pub fn layer(
     };
     let ffn = |x: &[f64]| {
         let mut inner = product(x, &weights.w_1, &weights.b_1, config.intermediate_size, hidden_size)?;
-        activate(config.hidden_act, &mut inner, rounding);
+        if config.gated {
+            let mut gate = product(x, &weights.w_gate, &weights.b_gate, config.intermediate_size, hidden_size)?;
+            activate(config.hidden_act, &mut gate, rounding);
+            inner.iter_mut().zip(&gate).for_each(|(x, gate)| *x = rounding.apply(*x * gate));
+        } else {
+            activate(config.hidden_act, &mut inner, rounding);
+        }
         product(&inner, &weights.w_2, &weights.b_2, hidden_size, config.intermediate_size)
     };
     let sum = |addends: &[&[f64]]| norm_join(addends, hidden_size, None, config.layer_norm_eps, rounding);
@@ -273,6 +280,10 @@ mod tests {
         let difference = (at(HiddenAct::GeluNew, 1.0) - at(HiddenAct::Gelu, 1.0)).abs();
         assert!(difference < 5e-4 && difference > 1e-5, "{difference}");
         assert_eq!((at(HiddenAct::Relu, -3.0), at(HiddenAct::Relu, 3.0)), (0.0, 3.0));
+        // σ(1) = 0.731058578630004879…, σ(−1) = 1 − σ(1); no overflow on either side.
+        assert!((at(HiddenAct::Silu, 1.0) - 0.731_058_578_630_004_9).abs() < 1e-15);
+        assert!((at(HiddenAct::Silu, -1.0) + 0.268_941_421_369_995_1).abs() < 1e-15);
+        assert_eq!((at(HiddenAct::Silu, -1e4), at(HiddenAct::Silu, 1e4)), (0.0, 1e4));
         assert!(HiddenAct::ALL.into_iter().all(|act| at(act, f64::NAN).is_nan()));
     }
 

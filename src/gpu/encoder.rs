@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::attention::{self, head_dims};
 use super::batch::Batch;
 use super::device::{Device, Stream};
+use super::gemm;
 use super::graph::Graph;
 use super::memory::{Buffer, Matrix, Tensor};
 use super::norm::MAX_HIDDEN;
@@ -30,6 +31,7 @@ pub(super) struct DeviceLayer {
     /// `w_qkv` and `w_1`, one above the other.
     pub(super) w_wide: Matrix,
     pub(super) w_qkv: Matrix,
+    /// With the gate's projection above it, if there is one: all of the FFN's first product.
     pub(super) w_1: Matrix,
     pub(super) w_o: Matrix,
     pub(super) w_2: Matrix,
@@ -55,7 +57,8 @@ impl DeviceLayer {
     ) -> Result<Self> {
         check_lengths(config, fields.each_ref().map(|(name, elements)| (*name, elements.len())))?;
         let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
-        let [w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_2, b_2, gamma_1, beta_1, gamma_2, beta_2] =
+        let first = config.first_size();
+        let [w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2, gamma_1, beta_1, gamma_2, beta_2] =
             fields.each_ref().map(|(_, elements)| &**elements);
         let [mut b_out, of_ffn] = [b_o, b_2].map(|bias| {
             let mut values = vec![0.0; h];
@@ -64,12 +67,12 @@ impl DeviceLayer {
         });
         b_out.iter_mut().zip(of_ffn).for_each(|(sum, two)| *sum += two);
         let b_out = &b_out;
-        let tensors: [&dyn Elements; 13] =
-            [w_qkv, w_1, w_o, w_2, b_qkv, b_1, b_o, b_2, &b_out, gamma_1, beta_1, gamma_2, beta_2];
+        let tensors: [&dyn Elements; 15] =
+            [w_qkv, w_gate, w_1, w_o, w_2, b_qkv, b_gate, b_1, b_o, b_2, &b_out, gamma_1, beta_1, gamma_2, beta_2];
         let mut bytes = 0usize;
-        let offsets: [usize; 13] = std::array::from_fn(|i| {
+        let offsets: [usize; 15] = std::array::from_fn(|i| {
             // What the wide product reads as one leaves no gap: widths are multiples of 8, of 16 bytes.
-            let offset = if matches!(i, 1 | 5) { bytes } else { bytes.next_multiple_of(ALIGNMENT) };
+            let offset = if matches!(i, 1 | 2 | 6 | 7) { bytes } else { bytes.next_multiple_of(ALIGNMENT) };
             bytes = offset + tensors[i].len() * Dtype::BYTES;
             offset
         });
@@ -80,18 +83,19 @@ impl DeviceLayer {
         let at = |index: usize| buffer.pointer() + offsets[index] as u64;
         let matrix = |index, rows, cols| Matrix { pointer: at(index), rows, cols, stride: cols };
         Ok(Self {
-            w_wide: matrix(0, qkv + f, h),
+            w_wide: matrix(0, qkv + first, h),
             w_qkv: matrix(0, qkv, h),
-            w_1: matrix(1, f, h),
-            w_o: matrix(2, h, q),
-            w_2: matrix(3, h, f),
-            b_qkv: at(4),
-            b_1: at(5),
-            b_o: at(6),
-            b_2: at(7),
-            b_out: at(8),
-            ln_1: (at(9), at(10)),
-            ln_2: (at(11), at(12)),
+            // Without a gate, this is where `w_1` itself is.
+            w_1: matrix(1, first, h),
+            w_o: matrix(3, h, q),
+            w_2: matrix(4, h, f),
+            b_qkv: at(5),
+            b_1: at(6),
+            b_o: at(8),
+            b_2: at(9),
+            b_out: at(10),
+            ln_1: (at(11), at(12)),
+            ln_2: (at(13), at(14)),
             _buffer: buffer,
         })
     }
@@ -177,6 +181,9 @@ fn check_config(config: &LayerConfig) -> Result<()> {
             });
         }
     }
+    if !config.gated {
+        gemm::check_activation(config.hidden_act)?;
+    }
     if config.hidden_size > MAX_HIDDEN {
         return Err(Error::Unsupported {
             what: format!("hidden_size = {} on a GPU", config.hidden_size),
@@ -202,12 +209,13 @@ impl Encoder {
     pub fn new(config: &EncoderConfig, weights: Arc<EncoderWeights>) -> Result<Self> {
         config.validate()?;
         check_config(&config.layer)?;
-        let dimensions = |c: &LayerConfig| (c.hidden_size, c.intermediate_size, c.query_size(), c.qkv_size());
+        let dimensions =
+            |c: &LayerConfig| (c.hidden_size, c.first_size(), c.intermediate_size, c.query_size(), c.qkv_size());
         let (wanted, found) = (dimensions(&config.layer), dimensions(&weights.layer_config));
         if wanted != found {
             return Err(Error::mismatch(
                 "Encoder::new",
-                "(hidden, intermediate, query, QKV) width of the weights",
+                "(hidden, first FFN product, intermediate, query, QKV) width of the weights",
                 format!("{found:?}"),
                 format!("{wanted:?}"),
             ));

@@ -119,7 +119,10 @@ impl Gemm {
     fn epilogue(&self) -> (i32, i32, Option<&Matrix>) {
         match &self.then {
             Then::Bias => (0, i32::MAX, None),
-            Then::Activation(act, from) => (activation_number(*act), i32::try_from(*from).unwrap_or(i32::MAX), None),
+            Then::Activation(act, from) => {
+                let number = activation_number(*act).expect("what has no number does not pass the check");
+                (number, i32::try_from(*from).unwrap_or(i32::MAX), None)
+            }
             Then::Residual(residual) => (0, i32::MAX, Some(residual)),
         }
     }
@@ -269,12 +272,21 @@ fn no_such_tile(tile: usize) -> Error {
 }
 
 /// As numbered in kernels/activation.cuh.
-fn activation_number(act: HiddenAct) -> i32 {
+fn activation_number(act: HiddenAct) -> Option<i32> {
     match act {
-        HiddenAct::Gelu => 0,
-        HiddenAct::GeluNew => 1,
-        HiddenAct::Relu => 2,
+        HiddenAct::Gelu => Some(0),
+        HiddenAct::GeluNew => Some(1),
+        HiddenAct::Relu => Some(2),
+        HiddenAct::Silu => None,
     }
+}
+
+/// An error for an activation that the products' epilogues do not know.
+pub(super) fn check_activation(act: HiddenAct) -> Result<()> {
+    activation_number(act).map(drop).ok_or_else(|| Error::Unsupported {
+        what: format!("activation {act} after a product on a GPU"),
+        remedy: "it is there for the gates of gated FFNs; else use gelu, gelu_new or relu, or the CPU".into(),
+    })
 }
 
 impl Gemm {
@@ -341,6 +353,9 @@ impl Gemm {
                 "no epilogue, a 16-byte aligned pointer",
             ));
         }
+        if let Then::Activation(act, _) = self.then {
+            check_activation(act)?;
+        }
         if !bias.is_multiple_of(16) {
             return Err(Error::mismatch(OPERATION, "bias", format!("at {bias:#x}"), "a 16-byte aligned pointer"));
         }
@@ -406,6 +421,7 @@ mod tests {
             (Gemm { c: matrix(0x30_0000, 6, 24), ..gemm() }, "6 × 24"),
             (Gemm { c: matrix(0x10_0000, 5, 24), ..gemm() }, "overlapping A"),
             (Gemm { bias: 0x104, ..gemm() }, "0x104"),
+            (Gemm { then: Then::Activation(HiddenAct::Silu, 0), ..gemm() }, "activation silu"),
             (Gemm { sums: 0x9008, ..gemm() }, "0x9008"),
             (Gemm { sums: 0x9000, bias: 0x100, ..gemm() }, "with bias at 0x100"),
             (Gemm { sums: 0x9000, then: Then::Residual(r), ..gemm() }, "Residual"),

@@ -4,8 +4,10 @@
 //! operands belong to the call until the stream has run it.
 
 mod embed;
+mod gate;
 
 pub use embed::{Table, embed, pool, tanh};
+pub use gate::gate;
 
 pub use super::attention::AttentionVariant;
 use super::attention::{self, sm80, sm90};

@@ -15,12 +15,14 @@ use super::attention::sm80::Sm80Attention;
 use super::attention::sm90::Sm90Attention;
 use super::device::{Device, Stream};
 use super::embed::{self, EmbedKernel};
+use super::gate;
 use super::gemm::sm80::Sm80Gemm;
 use super::gemm::sm90::Sm90Gemm;
 use super::memory::Matrix;
 use super::norm::NormKernel;
 use super::ptx::PtxModule;
 use super::rotary::RotaryKernel;
+use crate::config::HiddenAct;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -229,6 +231,8 @@ pub(super) struct Kernels {
     pub(super) norm_parts: Vec<Function>,
     /// In the order of [`RotaryKernel::ALL`].
     pub(super) rotary: Vec<Function>,
+    /// In the order of [`HiddenAct::ALL`].
+    pub(super) gate: Vec<Function>,
     /// In the order of [`EmbedKernel::ALL`].
     pub(super) embed: Vec<Function>,
     pub(super) pool: Function,
@@ -246,7 +250,8 @@ impl Kernels {
         let target = if hopper { "sm90" } else { "sm80" };
         let norm_module = Module::load(device, &format!("norm_{target}_{dtype}"))?;
         let rotary_module = Module::load(device, &format!("rotary_{target}_{dtype}"))?;
-        // Portable alone: once a model, not once a layer.
+        // Portable alone: the gate's has nothing that it could do early, the others are not of a layer.
+        let gate_module = Module::load(device, &format!("gate_sm80_{dtype}"))?;
         let embed_module = Module::load(device, &format!("embed_sm80_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
         let norms = |prefix: &str| {
@@ -259,6 +264,10 @@ impl Kernels {
         let rotary = RotaryKernel::ALL
             .iter()
             .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
+            .collect::<Result<_>>()?;
+        let gate = HiddenAct::ALL
+            .iter()
+            .map(|act| gate_module.function(device, &format!("gate_{act}"), gate::THREADS, 0))
             .collect::<Result<_>>()?;
         let embed = EmbedKernel::ALL
             .iter()
@@ -277,11 +286,12 @@ impl Kernels {
             norm,
             norm_parts,
             rotary,
+            gate,
             embed,
             pool,
             tanh,
             delay,
-            _modules: vec![norm_module, rotary_module, embed_module, probe_module],
+            _modules: vec![norm_module, rotary_module, gate_module, embed_module, probe_module],
         };
         if !hopper {
             kernels.gemm_sm80(device)?;
@@ -310,7 +320,7 @@ impl Kernels {
         let gemm_sm90 = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
         let attention_sm90 = self.attention_sm90.iter().flat_map(Sm90Attention::functions);
         let around = self.embed.iter().chain([&self.pool, &self.tanh, &self.delay]);
-        let others = self.norm.iter().chain(&self.norm_parts).chain(&self.rotary).chain(around);
+        let others = self.norm.iter().chain(&self.norm_parts).chain(&self.rotary).chain(&self.gate).chain(around);
         let functions = portable.chain(gemm_sm90).chain(attention_sm90).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }

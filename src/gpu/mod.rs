@@ -19,6 +19,7 @@ mod batch;
 mod device;
 mod embed;
 mod encoder;
+mod gate;
 mod gemm;
 mod graph;
 pub mod kernel;

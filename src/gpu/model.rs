@@ -214,7 +214,7 @@ impl Model {
     /// one of the batch's, or the workspace holds no hidden states; [`Error::Cuda`], [`Error::ContextLost`].
     pub fn logits(&self, rows: &[usize], workspace: &mut ModelWorkspace) -> Result<Vec<f32>> {
         const OPERATION: &str = "Model::logits";
-        let Some(DeviceHead { transform, decoder, bias }) = &self.weights.head else {
+        let Some(DeviceHead { transform, decoder, bias, scale }) = &self.weights.head else {
             return Err(no_head());
         };
         let shape = self.check_filled(OPERATION, workspace)?;
@@ -253,7 +253,7 @@ impl Model {
             }
             let padded = out.first_rows(rows.len())?;
             for (logits, padded) in logits.chunks_exact_mut(vocab_size).zip(padded.chunks_exact(c.cols)) {
-                logits.copy_from_slice(&padded[..vocab_size]);
+                logits.iter_mut().zip(padded).for_each(|(logit, product)| *logit = product * scale);
             }
         }
         Ok(logits)

@@ -19,6 +19,10 @@
 //! which a join follows, and `hybrid`'s Wo. Between QKV and attention, queries and keys are rotated in place where the layer has rotary
 //! embeddings.
 //!
+//! A gated FFN's first product makes the gate's columns beside the inner layer's (`W1` above means both), and one kernel more
+//! multiplies them, in place, before the second product: after W1 on its stream; in `fused` before attention; in `hybrid`
+//! beside it. It begins when the product has ended, and nothing after it on its stream begins before it has ended.
+//!
 //! The attention stream carries the layer from join to join; the FFN stream leaves it at `forked` and comes back at
 //! `ffn_done`, before the residual add. Branches write disjoint scratch, so these two events a layer are all the ordering
 //! there is. The caller's stream hands over at `start` and takes back at `finished`.
@@ -50,19 +54,22 @@
 //!   instead of 1.10 at 1 × 512, slower beyond (8 × 512: 6.5 instead of 4.7). Results would no longer be `serial`'s to the bit, and
 //!   `fused` is ahead there.
 
-use std::cell::Cell;
+mod streams;
+
+use streams::{Lane, Streams};
 
 use super::attention::{self, Attention};
 use super::batch::Batch;
-use super::device::{Event, Stream};
+use super::device::Stream;
 use super::encoder::{DeviceLayer, Encoder};
+use super::gate::{self, Gate};
 use super::gemm::{self, Count, Gemm, Meanwhile, Ready, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
 use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotate};
-use super::workspace::{Branch, Scratch, Workspace};
+use super::workspace::{Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
 use crate::error::Result;
 
@@ -83,7 +90,7 @@ pub(super) unsafe fn forward(
 ) -> Result<()> {
     let schedule = plan.schedule();
     let overlaps = workspace.overlap && plan::kernels_overlap(schedule, batch.shape().rows());
-    let lane = |stream| Lane { stream, overlaps, chained: Cell::new(false) };
+    let lane = |stream| Lane::new(stream, overlaps);
     let (one, other) = match schedule {
         Schedule::Serial | Schedule::Fused => (lane(caller), None),
         Schedule::TwoStream | Schedule::Hybrid => {
@@ -113,80 +120,6 @@ pub(super) unsafe fn forward(
             run.layer(layer, layers.get(i + 1), from, y)?;
         }
         run.streams.leave(caller)
-    }
-}
-
-/// A stream, and whether the last thing on it is a kernel of this call, under which the next may begin.
-struct Lane<'a> {
-    stream: &'a Stream,
-    overlaps: bool,
-    chained: Cell<bool>,
-}
-
-impl Lane<'_> {
-    /// Whether the kernel that is launched now may begin before the one before it has ended.
-    fn overlap(&self) -> bool {
-        self.chained.replace(self.overlaps)
-    }
-
-    fn wait(&self, event: &Event) -> Result<()> {
-        self.chained.set(false);
-        self.stream.wait(event)
-    }
-}
-
-/// The streams of the two branches; one and the same where a schedule needs one, whose forks and joins are nothing.
-struct Streams<'a> {
-    attention: &'a Lane<'a>,
-    ffn: &'a Lane<'a>,
-    workspace: &'a Workspace,
-}
-
-impl Streams<'_> {
-    fn are_two(&self) -> bool {
-        !std::ptr::eq(self.attention, self.ffn)
-    }
-
-    /// The caller's stream hands over.
-    fn enter(&self, caller: &Stream) -> Result<()> {
-        if self.are_two() {
-            self.workspace.start.record(caller)?;
-            self.attention.wait(&self.workspace.start)?;
-        }
-        Ok(())
-    }
-
-    /// The FFN's stream leaves attention's; each is held back there if a test asked for it.
-    fn fork(&self, kernels: &Kernels) -> Result<()> {
-        if self.are_two() {
-            self.workspace.forked.record(self.attention.stream)?;
-            self.ffn.wait(&self.workspace.forked)?;
-        }
-        for (branch, lane) in [(Branch::Attention, self.attention), (Branch::Ffn, self.ffn)] {
-            let time = self.workspace.hold_back[branch as usize];
-            if !time.is_zero() {
-                kernels.hold_back(lane.stream, time)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The FFN's stream comes back to attention's.
-    fn join(&self) -> Result<()> {
-        if self.are_two() {
-            self.workspace.ffn_done.record(self.ffn.stream)?;
-            self.attention.wait(&self.workspace.ffn_done)?;
-        }
-        Ok(())
-    }
-
-    /// The caller's stream takes back.
-    fn leave(&self, caller: &Stream) -> Result<()> {
-        if self.are_two() {
-            self.workspace.finished.record(self.attention.stream)?;
-            caller.wait(&self.workspace.finished)?;
-        }
-        Ok(())
     }
 }
 
@@ -263,6 +196,9 @@ impl Run<'_> {
                 }
                 Schedule::Fused => {
                     let ready = self.first_products(attention, layer, inputs, wide)?;
+                    // Before attention, so that what makes `inner` is still what attention, or the rotation before it, waits
+                    // for before the next kernel may begin: `first_early` below relies on that.
+                    self.gate(attention)?;
                     self.attend(attention, true, ready)?;
                     // The FFN's part of K first: it is there before this begins, and attention's time passes under it.
                     let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
@@ -274,6 +210,8 @@ impl Run<'_> {
                     let ready = self.first_products(attention, layer, inputs, wide)?;
                     self.streams.fork(self.kernels)?;
                     self.attend(attention, false, ready)?;
+                    // After the fork, and so after the whole wide product, of which it shares no column with attention.
+                    self.gate(ffn)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
                     let second = Gemm { meanwhile: self.attention_takes()?, ..second };
                     self.product(ffn, LayerProduct::W2, second)?;
@@ -285,8 +223,8 @@ impl Run<'_> {
         }
     }
 
-    /// `[qkv | inner] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`: one product, if the kernel can take both inputs. What attention
-    /// may wait for instead of its end, if there is something.
+    /// `[qkv | first] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`, or, if there is a gate, without the activation: one product, if the
+    /// kernel can take both inputs. What attention may wait for instead of its end, if there is something.
     unsafe fn first_products(
         &self,
         lane: &Lane<'_>,
@@ -294,12 +232,11 @@ impl Run<'_> {
         inputs: [Matrix; 2],
         wide: Matrix,
     ) -> Result<Option<Count>> {
-        let Scratch { qkv, inner, .. } = self.scratch;
+        let Scratch { qkv, first, .. } = self.scratch;
         let [n_1, n_2] = inputs;
-        let act = |from| Then::Activation(self.config.hidden_act, from);
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, act(qkv.cols), wide);
+            let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, self.then(qkv.cols), wide);
             if n_1 == n_2 {
                 return self.wide_first(lane, both);
             }
@@ -307,7 +244,7 @@ impl Run<'_> {
                 let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
                 return self.wide_first(lane, both);
             }
-            self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, act(0), inner))?;
+            self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, self.then(0), first))?;
             self.product(lane, LayerProduct::Qkv, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
             Ok(None)
         }
@@ -361,13 +298,34 @@ impl Run<'_> {
         attention::takes(self.kernels, device, &self.attention())
     }
 
-    /// Launches the FFN but for its last product, which it returns: `out = act(input·W1ᵀ + b1)·W2ᵀ + b2`.
+    /// Launches the FFN but for its last product, which it returns: `out = inner·W2ᵀ + b2`, with `inner = act(input·W1ᵀ + b1)`, or that
+    /// with a gate.
     unsafe fn ffn_branch(&self, lane: &Lane<'_>, layer: &DeviceLayer, input: Matrix, out: Matrix) -> Result<Gemm> {
-        let inner = self.scratch.inner;
-        let act = Then::Activation(self.config.hidden_act, 0);
+        let Scratch { first, inner, .. } = self.scratch;
         // SAFETY: the caller's promise (see `forward`), passed on.
-        unsafe { self.product(lane, LayerProduct::W1, Gemm::new(input, layer.w_1, layer.b_1, act, inner))? };
+        unsafe {
+            self.product(lane, LayerProduct::W1, Gemm::new(input, layer.w_1, layer.b_1, self.then(0), first))?;
+            self.gate(lane)?;
+        }
         Ok(Gemm::new(inner, layer.w_2, layer.b_2, Then::Bias, out))
+    }
+
+    /// What follows the FFN's first product, whose columns begin there: a gate's activation is not the product's.
+    fn then(&self, from: usize) -> Then {
+        if self.config.gated { Then::Bias } else { Then::Activation(self.config.hidden_act, from) }
+    }
+
+    /// `inner = act(gate) ∘ inner layer`, over the gate in `first`, if there is one.
+    unsafe fn gate(&self, lane: &Lane<'_>) -> Result<()> {
+        if !self.config.gated {
+            return Ok(());
+        }
+        lane.no_overlap();
+        let Scratch { first, inner, .. } = self.scratch;
+        // SAFETY: the caller's promise (see `forward`), passed on.
+        unsafe {
+            gate::launch(self.kernels, lane.stream, &Gate { act: self.config.hidden_act, both: first, out: inner })
+        }
     }
 
     /// A product in the plan's way. `plan::candidates` knows the shapes and limits of all that are launched here.
@@ -377,8 +335,8 @@ impl Run<'_> {
         unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { variant, overlap: lane.overlap(), ..gemm }) }
     }
 
-    /// The wide first product. Attention may begin with its first columns, Q, K and V, while the FFN's are still being made; not if
-    /// these are rotated first, by a kernel between the two.
+    /// The wide first product. Attention may begin with its first columns, Q, K and V, while the FFN's are still being made; not with
+    /// a kernel between the two on their stream: one that rotates these, or the gate's where there is one stream.
     unsafe fn wide_first(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<Option<Count>> {
         let (variant, ready) = (
             self.plan.product(LayerProduct::WideFirst),

@@ -33,6 +33,8 @@ pub struct Workspace {
     widths: [usize; SCRATCH],
     /// Columns of the QKV product.
     qkv: usize,
+    /// Columns of the FFN's inner layer.
+    inner: usize,
     rows: usize,
     pub(super) attention_stream: Stream,
     pub(super) ffn_stream: Stream,
@@ -50,7 +52,7 @@ const COUNTERS_BYTES: usize = 256;
 /// The scratch matrices. Each branch writes its own; nothing is shared between them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Scratch {
-    /// `qkv` and `inner` side by side, as one product writes them.
+    /// `qkv` and `first` side by side, as one product writes them.
     pub(super) wide: Matrix,
     pub(super) context: Matrix,
     pub(super) attention_out: Matrix,
@@ -59,6 +61,10 @@ pub(super) struct Scratch {
     pub(super) normed_2: Matrix,
     // Columns of `wide`.
     pub(super) qkv: Matrix,
+    /// What the FFN's first product makes: `inner`, or gate and inner layer side by side.
+    pub(super) first: Matrix,
+    /// What the FFN's second product reads. Where there is a gate, these are the gate's columns, in place of which the product of
+    /// both is written.
     pub(super) inner: Matrix,
     /// fp32 `[GEMM_MAX_PARTS, rows, hidden_size]`, or 0 where there are too many rows for that: see `Gemm::sums`.
     pub(super) sums: u64,
@@ -69,7 +75,7 @@ pub(super) struct Scratch {
 /// Columns of the scratch matrices, in the order of [`Scratch`]'s fields.
 fn widths(config: &LayerConfig) -> [usize; SCRATCH] {
     let h = config.hidden_size;
-    [config.qkv_size() + config.intermediate_size, config.query_size(), h, h, h, h]
+    [config.qkv_size() + config.first_size(), config.query_size(), h, h, h, h]
 }
 
 fn matrix_bytes(rows: usize, cols: usize) -> usize {
@@ -98,6 +104,7 @@ impl Workspace {
             rotary: config.rotary.map(|rotary| RotaryTable::new(device, &rotary, rows)).transpose()?,
             widths: widths(config),
             qkv: config.qkv_size(),
+            inner: config.intermediate_size,
             rows,
             attention_stream: Stream::new(device)?,
             ffn_stream: Stream::new(device)?,
@@ -136,12 +143,13 @@ impl Workspace {
     }
 
     pub(super) fn check(&self, config: &LayerConfig, rows: usize) -> Result<()> {
-        if self.widths != widths(config) || self.qkv != config.qkv_size() || rows > self.rows {
+        let (own, wanted) = ((self.qkv, self.inner), (config.qkv_size(), config.intermediate_size));
+        if self.widths != widths(config) || own != wanted || rows > self.rows {
             return Err(Error::mismatch(
                 "Encoder::forward",
                 "workspace",
-                format!("for {} rows of widths {:?}, QKV {}", self.rows, self.widths, self.qkv),
-                format!("at least {rows} rows of widths {:?}, QKV {}", widths(config), config.qkv_size()),
+                format!("for {} rows of widths {:?}, (QKV, inner) {own:?}", self.rows, self.widths),
+                format!("at least {rows} rows of widths {:?}, (QKV, inner) {wanted:?}", widths(config)),
             ));
         }
         let rotary = self.rotary().map(|table| *table.rotary());
@@ -170,9 +178,10 @@ impl Workspace {
             matrix
         });
         let columns = |from: usize, cols| Matrix { pointer: wide.pointer + (from * Dtype::BYTES) as u64, cols, ..wide };
-        let (qkv, inner) = (columns(0, self.qkv), columns(self.qkv, wide.cols - self.qkv));
+        let (qkv, first) = (columns(0, self.qkv), columns(self.qkv, wide.cols - self.qkv));
+        let inner = columns(self.qkv, self.inner);
         let sums = if rows <= plan::MAX_ROWS_IN_PARTS { pointer } else { 0 };
         let counters = self.counters.pointer();
-        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, inner, sums, counters }
+        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, first, inner, sums, counters }
     }
 }

@@ -1,5 +1,6 @@
 //! The two engines as the comparison sees them.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::machine;
@@ -10,7 +11,7 @@ use super::timing::{Candidate, Effort, interleave};
 use crate::config::{BatchShape, EncoderConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::verify::{self, Comparison};
-use crate::weights::{random_activations, random_layers};
+use crate::weights::{LayerWeights, random_activations};
 
 /// Layers that the oracle is asked about: two show that the first hands over to the second; all would take minutes.
 pub(super) const ORACLE_LAYERS: usize = 2;
@@ -103,16 +104,17 @@ fn agree<T: PartialEq + Copy>(
 /// The f32 engine; a sample is wall time.
 pub(super) struct Cpu {
     encoder: crate::cpu::Encoder,
+    /// For the oracle.
+    first_layers: Arc<Vec<LayerWeights>>,
     seed: u64,
 }
 
 impl Cpu {
-    pub(super) fn new(config: &EncoderConfig, seed: u64, on_layer: &mut dyn FnMut(usize)) -> Result<Self> {
-        let layers = random_layers(config, seed).enumerate().map(|(i, layer)| {
-            on_layer(i + 1);
-            layer
-        });
-        Ok(Self { encoder: crate::cpu::Encoder::new(config.clone(), std::sync::Arc::new(layers.collect()))?, seed })
+    /// `seed` is of the activations.
+    pub(super) fn new(config: &EncoderConfig, layers: impl Iterator<Item = LayerWeights>, seed: u64) -> Result<Self> {
+        let layers: Vec<_> = layers.collect();
+        let first_layers = Arc::new(layers.iter().take(ORACLE_LAYERS).cloned().collect());
+        Ok(Self { encoder: crate::cpu::Encoder::new(config.clone(), Arc::new(layers))?, first_layers, seed })
     }
 }
 
@@ -157,9 +159,8 @@ impl Backend for Cpu {
     }
 
     fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison> {
-        let num_hidden_layers = config.num_hidden_layers.min(ORACLE_LAYERS);
-        let config = EncoderConfig { num_hidden_layers, ..config.clone() };
-        verify::cpu::check(config, plan.schedule(), shape, self.seed)
+        let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
+        verify::cpu::stack(config, self.first_layers.clone(), plan.schedule(), shape, self.seed)
     }
 
     fn measure(
@@ -201,12 +202,9 @@ pub(super) use self::gpu::Gpu;
 
 #[cfg(feature = "cuda")]
 mod gpu {
-    use std::sync::Arc;
-
     use super::*;
     use crate::dtype::Dtype;
     use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Graph, Planner, Stream, Tensor};
-    use crate::weights::LayerWeights;
 
     /// A device; a sample is the device time between two events around a call on one stream.
     pub(in super::super) struct Gpu {
@@ -219,16 +217,16 @@ mod gpu {
     }
 
     impl Gpu {
+        /// `seed` is of the activations.
         pub(in super::super) fn new(
             device: &Device,
             config: &EncoderConfig,
             dtype: Dtype,
+            layers: impl Iterator<Item = LayerWeights>,
             seed: u64,
-            on_layer: &mut dyn FnMut(usize),
         ) -> Result<Self> {
             let mut first_layers = Vec::new();
-            let layers = random_layers(config, seed).enumerate().map(|(i, layer)| {
-                on_layer(i + 1);
+            let layers = layers.enumerate().map(|(i, layer)| {
                 if i < ORACLE_LAYERS {
                     first_layers.push(layer.rounded(dtype));
                 }

@@ -1,5 +1,6 @@
 //! Result files: everything that a run found, as JSON or CSV, and tables for people.
 
+mod checkpoint;
 mod picks;
 
 use std::io::Write;
@@ -7,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+pub use checkpoint::{Checkpoint, WeightFile};
 
 use super::statistics::Median;
 use crate::config::EncoderConfig;
@@ -24,11 +27,14 @@ pub struct Report {
     pub backend: String,
     /// Preset that the dimensions come from.
     pub model: Option<String>,
+    /// Where the weights come from, if they are not random; absent in older files, whose are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<Checkpoint>,
     /// Element type of weights and activations.
     pub dtype: String,
     /// Dimensions.
     pub config: Config,
-    /// Seed of weights and activations.
+    /// Seed of activations, and of weights that are random.
     pub seed: u64,
     /// How it was measured, in words.
     pub method: String,
@@ -97,6 +103,9 @@ pub struct Config {
     pub head_dim: usize,
     pub intermediate_size: usize,
     pub hidden_act: String,
+    /// Whether the FFN has a gate; absent in older files, whose have none.
+    #[serde(default)]
+    pub gated: bool,
     pub causal: bool,
     /// Dimensions of each head that are rotated by position, if there are any; absent in older files, too.
     pub rotary_dim: Option<usize>,
@@ -115,6 +124,7 @@ impl Config {
             head_dim: layer.head_dim,
             intermediate_size: layer.intermediate_size,
             hidden_act: layer.hidden_act.name().into(),
+            gated: layer.gated,
             causal: layer.causal,
             rotary_dim: layer.rotary.map(|rotary| rotary.dim),
             rotary_left_out,

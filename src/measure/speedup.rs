@@ -11,6 +11,7 @@ use crate::config::{BatchShape, Design, EncoderConfig, Schedule};
 #[cfg(feature = "cuda")]
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+use crate::weights::{LayerWeights, random_layers};
 
 /// How the launches reach the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,36 @@ pub enum Engine {
     Gpu(crate::gpu::Device, Dtype),
 }
 
+/// Where the weights come from.
+#[derive(Debug, Clone)]
+pub enum Weights {
+    /// Random, from the experiment's seed.
+    Random,
+    /// The layers of a checkpoint, from the first on, whose dimensions the experiment has.
+    #[cfg(feature = "checkpoint")]
+    Checkpoint(std::sync::Arc<crate::checkpoint::Checkpoint>),
+}
+
+impl Weights {
+    /// As many layers as `config` has.
+    fn layers<'a>(&'a self, config: &'a EncoderConfig, seed: u64) -> Box<dyn Iterator<Item = LayerWeights> + 'a> {
+        match self {
+            Self::Random => Box::new(random_layers(config, seed)),
+            #[cfg(feature = "checkpoint")]
+            Self::Checkpoint(checkpoint) => Box::new(checkpoint.layers().take(config.num_hidden_layers)),
+        }
+    }
+
+    /// For the report.
+    fn checkpoint(&self) -> Option<report::Checkpoint> {
+        match self {
+            Self::Random => None,
+            #[cfg(feature = "checkpoint")]
+            Self::Checkpoint(checkpoint) => Some(report::Checkpoint::of(checkpoint)),
+        }
+    }
+}
+
 /// What to compare.
 #[derive(Debug, Clone)]
 pub struct Experiment {
@@ -116,7 +147,9 @@ pub struct Experiment {
     pub modes: Vec<Mode>,
     /// Batch shapes.
     pub shapes: Vec<BatchShape>,
-    /// Seed of weights and activations.
+    /// Where the weights come from.
+    pub weights: Weights,
+    /// Seed of activations, and of random weights.
     pub seed: u64,
     /// How long to sample each shape.
     pub effort: Effort,
@@ -222,12 +255,15 @@ impl Experiment {
             });
         }
         let of = self.config.num_hidden_layers;
-        let mut on_layer = |n| on_step(0, Step::Weights { n, of });
+        let layers = self.weights.layers(&self.config, self.seed).enumerate().map(|(i, layer)| {
+            on_step(0, Step::Weights { n: i + 1, of });
+            layer
+        });
         let backend: Box<dyn Backend> = match engine {
-            Engine::Cpu => Box::new(Cpu::new(&self.config, self.seed, &mut on_layer)?),
+            Engine::Cpu => Box::new(Cpu::new(&self.config, layers, self.seed)?),
             #[cfg(feature = "cuda")]
             Engine::Gpu(device, dtype) => {
-                Box::new(super::backend::Gpu::new(device, &self.config, *dtype, self.seed, &mut on_layer)?)
+                Box::new(super::backend::Gpu::new(device, &self.config, *dtype, layers, self.seed)?)
             }
         };
         let choices = if self.schedules.is_empty() { backend.choices() } else { self.schedules.clone() };
@@ -250,6 +286,7 @@ impl Experiment {
             run,
             backend: backend.name().into(),
             model: self.model.clone(),
+            checkpoint: self.weights.checkpoint(),
             dtype: backend.element_type().into(),
             config: report::Config::of(&self.config, self.rotary_left_out),
             seed: self.seed,
@@ -330,6 +367,11 @@ impl Experiment {
             "cuda" => "device time between events on the caller's stream around one forward call or graph launch",
             _ => "wall time of one forward call",
         };
+        let weights = match self.weights {
+            Weights::Random => "Random weights, distinct in every layer.",
+            #[cfg(feature = "checkpoint")]
+            Weights::Checkpoint(_) => "The weights of a checkpoint, in both designs; random activations.",
+        };
         let plan_s = PLAN_BUDGET.as_secs_f64();
         let [planned, baseline] = match plans {
             false => [String::new(), String::new()],
@@ -342,7 +384,7 @@ impl Experiment {
             ],
         };
         format!(
-            "Random weights, distinct in every layer.{planned} Before timing: the first {ORACLE_LAYERS} layers against an f64 \
+            "{weights}{planned} Before timing: the first {ORACLE_LAYERS} layers against an f64 \
              oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants with the same kernels agree \
              bitwise and all outputs are finite. A sample is the {sample}; variants alternate within each round, beginning \
              with another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics \

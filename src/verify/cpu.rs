@@ -26,14 +26,16 @@ pub fn cases() -> Vec<Case> {
         for (j, (layout, num_key_value_heads, rotary)) in layouts.iter().enumerate() {
             for causal in [false, true] {
                 for schedule in crate::cpu::SCHEDULES.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
-                    let hidden_act = HiddenAct::ALL[(i + j) % 3];
+                    let (hidden_act, gated) = (HiddenAct::ALL[(i + j) % 4], (i + 2 * j) % 3 == 0);
                     let mask = if causal { " causal" } else { "" };
-                    let name = format!("cpu layer {design} {schedule} {hidden_act}{mask} {layout}");
+                    let gate = if gated { " gated" } else { "" };
+                    let name = format!("cpu layer {design} {schedule} {hidden_act}{gate}{mask} {layout}");
                     let (layout, num_key_value_heads, rotary) = (layout.clone(), *num_key_value_heads, *rotary);
                     let seed = (i * 10 + j) as u64;
                     cases.push(Case::new(name, move || {
                         let base = LayerConfig::new(64 + 16 * j, 4, 200)?;
-                        let layer = LayerConfig { hidden_act, causal, design, num_key_value_heads, rotary, ..base };
+                        let layer =
+                            LayerConfig { hidden_act, gated, causal, design, num_key_value_heads, rotary, ..base };
                         let shape = layout.shape()?;
                         check(EncoderConfig { layer, num_hidden_layers: 2 }, schedule, &shape, seed)
                     }));
@@ -49,11 +51,24 @@ pub fn cases() -> Vec<Case> {
 /// # Errors
 /// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
 pub fn check(config: EncoderConfig, schedule: Schedule, shape: &BatchShape, seed: u64) -> Result<Comparison> {
+    let layers = random_layers(&config, seed).collect();
+    stack(config, Arc::new(layers), schedule, shape, seed)
+}
+
+/// The same of given weights; the activations are random.
+///
+/// # Errors
+/// As [`check`].
+pub fn stack(
+    config: EncoderConfig,
+    layers: Arc<Vec<LayerWeights>>,
+    schedule: Schedule,
+    shape: &BatchShape,
+    seed: u64,
+) -> Result<Comparison> {
     let h = config.layer.hidden_size;
-    let layers: Vec<LayerWeights> = random_layers(&config, seed).collect();
     let mut x = random_activations(shape.rows(), h, seed);
     poison_padding(&mut x, shape, h);
-    let layers = Arc::new(layers);
     let encoder = Encoder::new(config, layers.clone())?;
     let mut workspace = encoder.workspace(shape)?;
     let mut y = vec![f32::NAN; x.len()];

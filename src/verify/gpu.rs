@@ -5,6 +5,7 @@
 
 mod attention;
 mod embed;
+mod gate;
 mod layer;
 mod model;
 mod parts;
@@ -25,6 +26,9 @@ pub use model::check as model;
 
 const DTYPES: [Dtype; 2] = [Dtype::Bf16, Dtype::F16];
 
+/// Those that products can have after them.
+const ACTIVATIONS: [HiddenAct; 3] = [HiddenAct::Gelu, HiddenAct::GeluNew, HiddenAct::Relu];
+
 /// All cases: kernels first, layers last.
 pub fn cases(device: &Device) -> Vec<Case> {
     let mut cases = gemm_cases(device);
@@ -32,6 +36,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     cases.extend(parts::cases(device));
     cases.extend(attention::cases(device));
     cases.extend(rotary::cases(device));
+    cases.extend(gate::cases(device));
     cases.extend(join_cases(device));
     cases.extend(embed::cases(device));
     cases.extend(model::cases(device));

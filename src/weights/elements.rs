@@ -1,6 +1,6 @@
 //! Weights as something to read pieces of, wherever they are: what takes them to a device needs no whole tensor in f32.
 
-use super::{Dense, Head, LayerWeights, ModelWeights, NormWeights, Transform};
+use super::{Dense, Head, LAYER_FIELDS, LayerWeights, ModelWeights, NormWeights, Transform};
 use crate::config::HiddenAct;
 use crate::error::Result;
 
@@ -42,7 +42,7 @@ pub(crate) fn in_pieces(
 type Tensor<'a> = Box<dyn Elements + 'a>;
 
 /// [`LayerWeights`]: name and elements of every field, in the order of [`LayerWeights::fields`].
-pub(crate) struct LayerElements<'a>(pub(crate) [(&'static str, Tensor<'a>); 12]);
+pub(crate) struct LayerElements<'a>(pub(crate) [(&'static str, Tensor<'a>); LAYER_FIELDS]);
 
 impl<'a> From<&'a LayerWeights> for LayerElements<'a> {
     fn from(weights: &'a LayerWeights) -> Self {
@@ -66,6 +66,7 @@ pub(crate) struct HeadElements<'a> {
     pub(crate) transform: Option<TransformElements<'a>>,
     pub(crate) decoder: Option<Tensor<'a>>,
     pub(crate) bias: Option<Tensor<'a>>,
+    pub(crate) scale: f32,
 }
 
 /// [`Transform`], likewise.
@@ -94,7 +95,7 @@ impl<'a> From<&'a ModelWeights> for ModelElements<'a> {
             embedding_norm: embeddings.norm.as_ref().map(norm),
             final_norm: final_norm.as_ref().map(norm),
             pooler: pooler.as_ref().map(dense),
-            head: head.as_ref().map(|Head { transform, decoder, bias }| HeadElements {
+            head: head.as_ref().map(|Head { transform, decoder, bias, scale }| HeadElements {
                 transform: transform.as_ref().map(|Transform { dense: first, act, norm: last }| TransformElements {
                     dense: dense(first),
                     act: *act,
@@ -102,6 +103,7 @@ impl<'a> From<&'a ModelWeights> for ModelElements<'a> {
                 }),
                 decoder: decoder.as_ref().map(tensor),
                 bias: bias.as_ref().map(tensor),
+                scale: *scale,
             }),
         }
     }

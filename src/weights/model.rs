@@ -27,6 +27,9 @@ pub struct Embeddings {
     pub word: Vec<f32>,
     /// Of positions, unless the model is told them in another way.
     pub position: Option<PositionEmbeddings>,
+    /// `max_position_embeddings` of a model with rotary embeddings: the longest sequence that it was made for, which no table tells.
+    /// `None`: any.
+    pub rotary_positions: Option<usize>,
     /// Of token types (segments), `[type_vocab_size, hidden_size]`.
     pub token_type: Option<Vec<f32>>,
     /// Norm of the sum.
@@ -52,7 +55,7 @@ pub struct Dense {
     pub bias: Vec<f32>,
 }
 
-/// From hidden states to logits: `decoder · transform(x) + bias`.
+/// From hidden states to logits: `scale · (decoder · transform(x) + bias)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Head {
     /// What masked language models do first: `norm(act(dense(x)))`.
@@ -61,6 +64,8 @@ pub struct Head {
     pub decoder: Option<Vec<f32>>,
     /// `[vocab_size]`.
     pub bias: Option<Vec<f32>>,
+    /// Command-R's `logit_scale`; 1 elsewhere.
+    pub scale: f32,
 }
 
 /// First part of a masked language model's head.
@@ -85,6 +90,8 @@ pub struct EmbeddingSizes {
     pub padding_idx: Option<u32>,
     /// Of the table of token types, if there is one.
     pub type_vocab_size: Option<usize>,
+    /// No table's: see [`Embeddings::rotary_positions`].
+    pub rotary_positions: Option<usize>,
 }
 
 /// Rows of the embedding tables whose sum is one token's embedding.
@@ -115,15 +122,17 @@ impl ModelWeights {
                     table: round(table),
                     padding_idx: *padding_idx,
                 }),
+                rotary_positions: embeddings.rotary_positions,
                 token_type: embeddings.token_type.as_ref().map(round),
                 norm: embeddings.norm.as_ref().map(norm),
             },
             final_norm: final_norm.as_ref().map(norm),
             pooler: pooler.as_ref().map(dense),
-            head: head.as_ref().map(|Head { transform: first, decoder, bias }| Head {
+            head: head.as_ref().map(|Head { transform: first, decoder, bias, scale }| Head {
                 transform: first.as_ref().map(transform),
                 decoder: decoder.as_ref().map(round),
                 bias: bias.as_ref().map(round),
+                scale: *scale,
             }),
         }
     }
@@ -157,10 +166,13 @@ impl ModelWeights {
         embeddings.norm.iter().try_for_each(|weights| norm("embedding norm", weights))?;
         final_norm.iter().try_for_each(|weights| norm("final norm", weights))?;
         pooler.iter().try_for_each(|weights| dense("pooler", weights))?;
-        if let Some(Head { transform, decoder, bias }) = head {
+        if let Some(Head { transform, decoder, bias, scale }) = head {
             if let Some(transform) = transform {
                 dense("head transform", &transform.dense)?;
                 norm("head transform norm", &transform.norm)?;
+            }
+            if !scale.is_finite() {
+                return Err(Error::mismatch("model weights", "scale of the logits", scale, "a finite number"));
             }
             let words = embeddings.word.len();
             decoder.iter().try_for_each(|values| exact("head decoder", values, words))?;
@@ -179,10 +191,11 @@ impl Embeddings {
             max_position_embeddings: self.position.as_ref().map(|position| rows(&position.table)),
             padding_idx: self.position.as_ref().and_then(|position| position.padding_idx),
             type_vocab_size: self.token_type.as_ref().map(rows),
+            rotary_positions: self.rotary_positions,
         }
     }
 
-    /// The longest sequence that the table of positions is for; `None` if there is no such table.
+    /// As [`EmbeddingSizes::max_sequence_len`].
     pub fn max_sequence_len(&self, hidden_size: usize) -> Option<usize> {
         self.sizes(hidden_size).max_sequence_len()
     }
@@ -200,17 +213,18 @@ impl Embeddings {
 }
 
 impl EmbeddingSizes {
-    /// The longest sequence that the table of positions is for; `None` if there is no such table.
+    /// The longest sequence that the table of positions, or else the rotary embedding, is for; `None` if neither tells.
     pub fn max_sequence_len(&self) -> Option<usize> {
         let reserved = self.padding_idx.map_or(0, |padding| padding as usize + 1);
-        Some(self.max_position_embeddings?.saturating_sub(reserved))
+        let of_table = self.max_position_embeddings.map(|rows| rows.saturating_sub(reserved));
+        of_table.into_iter().chain(self.rotary_positions).min()
     }
 
     /// Which rows each row of the batch sums; `None` where it is padding, whose ids are not looked at.
     ///
     /// # Errors
     /// [`Error::Mismatch`] if there are not as many ids or types as rows, one is outside its table, or a sequence is
-    /// longer than the table of positions.
+    /// longer than the positions that there are.
     pub(crate) fn rows(
         &self,
         shape: &BatchShape,
@@ -237,9 +251,13 @@ impl EmbeddingSizes {
         };
         let mut found = vec![None; rows];
         for sequence in 0..shape.batch() {
-            let first = shape.first_row(sequence);
+            let (first, length) = (shape.first_row(sequence), shape.length(sequence));
+            if let Some(most) = self.rotary_positions.filter(|&most| length > most) {
+                let expected = format!("at most {most}, the model's max_position_embeddings");
+                return Err(Error::mismatch("embed", "length", format!("{length} (sequence {sequence})"), expected));
+            }
             let mut counted = 0;
-            for row in first..first + shape.length(sequence) {
+            for row in first..first + length {
                 let word = inside("token id", ids[row], sequence, self.vocab_size)?;
                 let position = match self.max_position_embeddings {
                     None => None,
@@ -253,7 +271,7 @@ impl EmbeddingSizes {
                             }
                         };
                         if position >= positions {
-                            let got = format!("{} (sequence {sequence})", shape.length(sequence));
+                            let got = format!("{length} (sequence {sequence})");
                             let most = self.max_sequence_len().unwrap_or(0);
                             let expected = format!("at most {most}, which the table of positions is for");
                             return Err(Error::mismatch("embed", "length", got, expected));
@@ -291,6 +309,7 @@ mod tests {
         Embeddings {
             word: vec![0.0; 10 * 2],
             position: Some(PositionEmbeddings { table: vec![0.0; 5 * 2], padding_idx }),
+            rotary_positions: None,
             token_type: Some(vec![0.0; 2 * 2]),
             norm: None,
         }
@@ -326,7 +345,12 @@ mod tests {
         assert!(fails(embeddings(Some(1)), &six, &[2; 6], None).contains("expected at most 3"));
         let most = |padding_idx| embeddings(padding_idx).max_sequence_len(2);
         assert_eq!([None, Some(1), Some(9)].map(most), [Some(5), Some(3), Some(0)]);
-        assert_eq!(Embeddings { position: None, ..embeddings(None) }.max_sequence_len(2), None);
+        let rotary = |positions| Embeddings { position: None, rotary_positions: positions, ..embeddings(None) };
+        assert_eq!(rotary(None).max_sequence_len(2), None);
+        assert_eq!(rotary(Some(4)).max_sequence_len(2), Some(4));
+        let error = fails(rotary(Some(4)), &six, &[2; 6], None);
+        assert!(error.contains("length is 6 (sequence 0), expected at most 4, the model's max_position"), "{error}");
+        rotary(Some(6)).rows(2, &six, &[2; 6], None).unwrap();
     }
 
     #[test]
@@ -345,6 +369,7 @@ mod tests {
             embeddings: Embeddings {
                 word: values(5 * 4),
                 position: Some(PositionEmbeddings { table: values(3 * 4), padding_idx: Some(1) }),
+                rotary_positions: None,
                 token_type: Some(values(2 * 4)),
                 norm: Some(embedding),
             },
@@ -354,21 +379,22 @@ mod tests {
                 transform: Some(Transform { dense: first, act: HiddenAct::GeluNew, norm: transform }),
                 decoder: Some(values(5 * 4)),
                 bias: Some(values(5)),
+                scale: 0.3,
             }),
         };
         weights.check(&config).unwrap();
         let rounded = weights.rounded(Dtype::Bf16);
         assert_eq!(rounded.rounded(Dtype::Bf16), rounded);
         assert_eq!(rounded.embeddings.sizes(4), weights.embeddings.sizes(4));
-        // Every number of every field has changed: none of them is a bf16.
+        // Every number of every tensor has changed: none of them is a bf16. One is no tensor's: the scale of the logits.
         let numbers = |weights: &ModelWeights| -> Vec<String> {
             let text = format!("{weights:?}");
             let is_number = |part: &&str| part.contains('.') && part.parse::<f32>().is_ok();
             text.split([' ', ',', '[', ']', '}']).filter(is_number).map(str::to_owned).collect()
         };
         let (before, after) = (numbers(&weights), numbers(&rounded));
-        assert_eq!((before.len(), after.len()), (20 + 12 + 8 + 3 * 8 + 2 * 20 + 20 + 5, before.len()));
-        assert!(before.iter().zip(&after).all(|(before, after)| before != after));
+        assert_eq!((before.len(), after.len()), (20 + 12 + 8 + 3 * 8 + 2 * 20 + 20 + 5 + 1, before.len()));
+        assert_eq!(before.iter().zip(&after).filter(|(before, after)| before == after).count(), 1);
     }
 
     #[test]
@@ -376,7 +402,7 @@ mod tests {
         let config = LayerConfig::new(2, 1, 3).unwrap();
         let mut weights = ModelWeights { embeddings: embeddings(None), final_norm: None, pooler: None, head: None };
         weights.check(&config).unwrap();
-        weights.head = Some(Head { transform: None, decoder: None, bias: Some(vec![0.0; 9]) });
+        weights.head = Some(Head { transform: None, decoder: None, bias: Some(vec![0.0; 9]), scale: 1.0 });
         assert!(weights.check(&config).unwrap_err().to_string().contains("head bias is 9 elements, expected 10"));
         weights.embeddings.word.pop();
         assert!(weights.check(&config).unwrap_err().to_string().contains("word embeddings is 19"));

@@ -24,11 +24,14 @@ import torch
 import torch.nn.functional as F
 import transformers as T
 from safetensors.torch import load_file, save_file
+from transformers.models.cohere import modeling_cohere
 
 HERE = pathlib.Path(__file__).parent
 # The numbers that the crate's f32 configuration holds, so that no difference comes from there.
 EPS_5, EPS_12 = (torch.tensor(eps, dtype=torch.float32).item() for eps in (1e-5, 1e-12))
+SCALE = torch.tensor(0.3, dtype=torch.float32).item()
 LENGTHS = [7, 1, 13]
+COHERE_ROTATED = modeling_cohere.apply_rotary_pos_emb
 VOCAB = 37
 
 
@@ -49,15 +52,16 @@ def randomize(model, seed):
 
 
 class Rotary64(torch.nn.Module):
-    """cos and sin [1, length, dim] of positions, in float64, both halves alike."""
+    """cos and sin [1, length, dim] of positions, in float64, both halves alike, or neighbours."""
 
-    def __init__(self, dim, base):
+    def __init__(self, dim, base, neighbours=False):
         super().__init__()
+        self.neighbours = neighbours
         self.frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
     def forward(self, x, position_ids):
         angles = position_ids[..., None].double() * self.frequencies
-        angles = torch.cat([angles, angles], dim=-1)
+        angles = angles.repeat_interleave(2, dim=-1) if self.neighbours else torch.cat([angles, angles], dim=-1)
         return angles.cos(), angles.sin()
 
 
@@ -66,15 +70,37 @@ def attention_64(self, query, key, value, attention_mask=None):
     return F.scaled_dot_product_attention(query, key, value, is_causal=True), None
 
 
+def cohere_norm_64(self, x):
+    """Command-R's norm, which has no bias; the original computes it in float32."""
+    return F.layer_norm(x, x.shape[-1:], self.weight, None, self.variance_epsilon)
+
+
+def cohere_rotated_64(q, k, cos, sin, unsqueeze_dim=1):
+    """Queries and keys [batch, heads, length, head_dim], turned as pairs of neighbours; the original does it in float32."""
+
+    def turned(x):
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        turns = torch.complex(cos[..., ::2], sin[..., ::2]).unsqueeze(unsqueeze_dim)
+        return torch.view_as_real(pairs * turns).flatten(-2)
+
+    return turned(q), turned(k)
+
+
 def exact(model):
     """The model in float64, with the parts replaced that would not be."""
     model = model.double()
     config, base = model.config, model.base_model
     if hasattr(base, "rotary_emb"):
         parameters = config.rope_parameters
-        head_dim = config.hidden_size // config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         dim = int(head_dim * parameters.get("partial_rotary_factor", 1.0))
-        base.rotary_emb = Rotary64(dim, parameters["rope_theta"])
+        base.rotary_emb = Rotary64(dim, parameters["rope_theta"], neighbours=config.model_type == "cohere")
+    if config.model_type == "cohere":
+        for module in model.modules():
+            if isinstance(module, modeling_cohere.CohereLayerNorm):
+                module.forward = types.MethodType(cohere_norm_64, module)
+        # The modules look it up each time: what runs after is in float64, too.
+        modeling_cohere.apply_rotary_pos_emb = cohere_rotated_64
     if config.model_type == "gptj":
         for block in base.h:
             cos, sin = Rotary64(config.rotary_dim, 10000.0)(None, torch.arange(config.n_positions)[None])
@@ -172,6 +198,7 @@ def case(name, seed, model, dtype=torch.float32, shards=False, paf_layers=False,
     # Read back: a cast to 16 bits and back also rounds what is in no file, such as the frequencies of rotary embeddings.
     options = {"add_pooling_layer": False} if name == "roberta_encoder" else {}
     model = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
+    modeling_cohere.apply_rotary_pos_emb = COHERE_ROTATED
     with torch.no_grad():
         rough = [run(model, *pair) for pair in zip(ids, token_types)] if not paf_layers else None
         model = exact(model)
@@ -252,6 +279,23 @@ def main():
     case("falcon_new", 13, T.FalconForCausalLM(T.FalconConfig(**falcon | grouped)), shards=True)
     one = dict(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1)
     case("falcon_new_one_norm", 14, T.FalconForCausalLM(T.FalconConfig(**falcon | one)))
+    cohere = dict(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=44, max_position_embeddings=32, layer_norm_eps=EPS_5, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        rope_parameters={"rope_type": "default", "rope_theta": 8e6},
+    )
+
+    def old_cohere(folder):
+        # As Transformers 4 wrote it.
+        def edit(config):
+            config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+
+        edit_config(folder, edit)
+
+    case("cohere", 16, T.CohereForCausalLM(T.CohereConfig(**cohere)))
+    untied = dict(tie_word_embeddings=False, attention_bias=True, logit_scale=SCALE, hidden_size=24, head_dim=8)
+    case("cohere_untied", 17, T.CohereForCausalLM(T.CohereConfig(**cohere | untied)), dtype=torch.bfloat16, shards=True,
+         after=old_cohere)
     case("falcon_heads", 15, T.FalconForCausalLM(T.FalconConfig(**falcon | dict(multi_query=False))))
 
 

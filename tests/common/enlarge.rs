@@ -21,7 +21,7 @@ pub fn folders() -> Outcome<Vec<PathBuf>> {
     let entries = std::fs::read_dir(place)?.map(|entry| Ok(entry?.path())).collect::<Outcome<Vec<_>>>()?;
     let mut folders: Vec<_> = entries.into_iter().filter(|path| path.is_dir()).collect();
     folders.sort();
-    if folders.len() < 15 {
+    if folders.len() < 17 {
         return Err(format!("{}: only {} folders", place.display(), folders.len()).into());
     }
     Ok(folders)
@@ -40,7 +40,7 @@ pub fn enlarge(from: &Path, to: &Path) -> Outcome<()> {
     let mut intermediate = None;
     for (name, value) in config.as_object_mut().ok_or("config.json is no object")? {
         match (name.as_str(), value.as_u64()) {
-            ("hidden_size" | "n_embd", Some(size)) => *value = (size * factor).into(),
+            ("hidden_size" | "n_embd" | "head_dim", Some(size)) => *value = (size * factor).into(),
             ("intermediate_size" | "ffn_hidden_size", Some(size)) => {
                 intermediate = Some(size as usize);
                 *value = INTERMEDIATE.into();

@@ -3,12 +3,13 @@
     python3 -m venv /tmp/golden && /tmp/golden/bin/pip install torch==2.8.0 numpy==2.4.6 safetensors==0.8.0
     /tmp/golden/bin/python tests/golden/make.py
 
-Writes one safetensors file a case beside this script; seeds are fixed, so that a second run writes the same files.
+Writes one safetensors file a case beside this script; seeds are fixed, so that a second run writes the same files. Those of gated
+layers come from torch 2.15.0, which differs from 2.8.0 in the last bits of y.
 
 A file holds x [batch, seq_len, hidden_size] (float32; NaN where padding), lengths [batch] (int64), the weights
 (float32, layer by layer: `0.w_qkv`, ...), and y (float64; 0 where padding). Its metadata holds the configuration as
-JSON under one key, `config` (of several, safetensors shuffles the order); `num_key_value_heads` and `rotary` are there
-only where a layer is about them.
+JSON under one key, `config` (of several, safetensors shuffles the order); `num_key_value_heads`, `rotary` and `gated` are
+there only where a layer is about them.
 Nothing here comes from the crate: a sequence is computed by itself and without its padding, so that there is no mask
 whose meaning the two could share.
 """
@@ -28,6 +29,8 @@ ACTIVATIONS = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
 }
+# The activations of gates.
+GATES = ACTIVATIONS | {"silu": F.silu}
 # head_dim, num_attention_heads, hidden_size, intermediate_size, eps: in one hidden_size = heads * head_dim, as usual.
 DIMENSIONS = [
     (32, 2, 64, 40, 1e-5),
@@ -55,7 +58,15 @@ GROUPED_OR_ROTARY = [
 ]
 
 
-def random_weights(generator, head_dim, heads, hidden, inner, kv_heads=None):
+# Layers with a gated FFN, likewise.
+GATED = [
+    ("paf-pre", True, "silu", 32, 4, 2, 24, 37, (32, 8e6, True), 2),
+    ("saf-post", False, "silu", 32, 2, None, 20, 31, None, 0),
+    ("paf-pre-two", False, "gelu", 64, 1, None, 18, 23, None, 3),
+]
+
+
+def random_weights(generator, head_dim, heads, hidden, inner, kv_heads=None, gated=False):
     query = heads * head_dim
     qkv = query + 2 * (kv_heads or heads) * head_dim
 
@@ -65,7 +76,7 @@ def random_weights(generator, head_dim, heads, hidden, inner, kv_heads=None):
     def matrix(rows, cols):
         return normal(rows, cols) * cols**-0.5
 
-    return {
+    weights = {
         "w_qkv": matrix(qkv, hidden),
         "b_qkv": 0.1 * normal(qkv),
         "w_o": matrix(hidden, query),
@@ -79,6 +90,9 @@ def random_weights(generator, head_dim, heads, hidden, inner, kv_heads=None):
         "ln_2.gamma": 1 + 0.1 * normal(hidden),
         "ln_2.beta": 0.1 * normal(hidden),
     }
+    if gated:
+        weights |= {"w_gate": matrix(inner, hidden), "b_gate": 0.1 * normal(inner)}
+    return weights
 
 
 def rotated(x, dim, base, interleaved):
@@ -115,7 +129,12 @@ def layer(x, w, design, causal, act, heads, eps, kv_heads=None, rotary=None):
         return F.linear(context.transpose(0, 1).reshape(length, -1), w["w_o"], w["b_o"])
 
     def ffn(x):
-        return F.linear(ACTIVATIONS[act](F.linear(x, w["w_1"], w["b_1"])), w["w_2"], w["b_2"])
+        inner = F.linear(x, w["w_1"], w["b_1"])
+        if "w_gate" in w:
+            inner = GATES[act](F.linear(x, w["w_gate"], w["b_gate"])) * inner
+        else:
+            inner = ACTIVATIONS[act](inner)
+        return F.linear(inner, w["w_2"], w["b_2"])
 
     def norm(x, name):
         return F.layer_norm(x, x.shape[-1:], w[name + ".gamma"], w[name + ".beta"], eps)
@@ -136,12 +155,12 @@ def layer(x, w, design, causal, act, heads, eps, kv_heads=None, rotary=None):
     raise ValueError(design)
 
 
-def write(seed, design, causal, act, head_dim, heads, hidden, inner, eps, layers, batch, kv_heads=None, rotary=None):
+def write(seed, design, causal, act, head_dim, heads, hidden, inner, eps, layers, batch, kv_heads=None, rotary=None, gated=False):
     """One file; weights and activations from the seed."""
     lengths, seq_len = batch
     eps = torch.tensor(eps, dtype=torch.float32).item()
     generator = torch.Generator().manual_seed(seed)
-    weights = [random_weights(generator, head_dim, heads, hidden, inner, kv_heads) for _ in range(layers)]
+    weights = [random_weights(generator, head_dim, heads, hidden, inner, kv_heads, gated) for _ in range(layers)]
     x = torch.full((len(lengths), seq_len, hidden), float("nan"), dtype=torch.float32)
     y = torch.zeros(len(lengths), seq_len, hidden, dtype=torch.float64)
     for sequence, length in enumerate(lengths):
@@ -174,6 +193,9 @@ def write(seed, design, causal, act, head_dim, heads, hidden, inner, eps, layers
         dim, base, interleaved = rotary
         config["rotary"] = {"dim": dim, "base": base, "interleaved": interleaved}
         name += f"_{'neighbours' if interleaved else 'halves'}{dim}"
+    if gated:
+        config["gated"] = True
+        name += "_gated"
     save_file(tensors, HERE / f"{name}.safetensors", {"config": json.dumps(config)})
 
 
@@ -190,6 +212,12 @@ def main():
         layers = 2 if i == 2 else 1
         write(
             2000 + i, design, causal, act, head_dim, heads, hidden, inner, 1e-5, layers, BATCHES[batch], kv_heads, rotary
+        )
+    for i, (design, causal, act, head_dim, heads, kv_heads, hidden, inner, rotary, batch) in enumerate(GATED):
+        layers = 2 if i == 0 else 1
+        write(
+            3000 + i, design, causal, act, head_dim, heads, hidden, inner, 1e-5, layers, BATCHES[batch], kv_heads, rotary,
+            gated=True,
         )
 
 

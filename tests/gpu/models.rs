@@ -29,12 +29,13 @@ fn model(device: &Device, design: Design) -> Result<Model, Error> {
         embeddings: Embeddings {
             word: table(VOCAB, 1),
             position: Some(PositionEmbeddings { table: table(90, 2), padding_idx: None }),
+            rotary_positions: None,
             token_type: Some(table(2, 3)),
             norm: Some(norm.clone()),
         },
         final_norm: Some(norm),
         pooler: None,
-        head: Some(Head { transform: None, decoder: None, bias: Some(random_activations(1, VOCAB, 7)) }),
+        head: Some(Head { transform: None, decoder: None, bias: Some(random_activations(1, VOCAB, 7)), scale: 1.0 }),
     };
     Model::new(Encoder::new(&config, weights)?, &weights_around)
 }
@@ -130,6 +131,7 @@ fn refused(device: &Device, design: Design) -> Outcome {
         embeddings: Embeddings {
             word: random_activations(rows, width, 1),
             position: None,
+            rotary_positions: None,
             token_type: None,
             norm: None,
         },

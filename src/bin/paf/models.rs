@@ -33,7 +33,7 @@ pub fn run() -> Result<()> {
             layer.num_key_value_heads.to_string(),
             layer.head_dim.to_string(),
             layer.intermediate_size.to_string(),
-            layer.hidden_act.to_string(),
+            format!("{}{}", layer.hidden_act, if layer.gated { ", gated" } else { "" }),
             layer.rotary.map_or_else(
                 || "–".to_owned(),
                 |rotary| format!("{}{}", rotary.dim, if rotary.interleaved { " interleaved" } else { "" }),

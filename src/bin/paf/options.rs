@@ -73,7 +73,7 @@ const CPU_LAYERS: usize = 4;
 impl ModelArguments {
     pub fn model(&self, cpu: bool) -> Result<Model> {
         let mut name = None;
-        let mut config = match (self.hidden_size, self.num_attention_heads, self.intermediate_size) {
+        let config = match (self.hidden_size, self.num_attention_heads, self.intermediate_size) {
             (Some(hidden_size), Some(heads), Some(intermediate_size)) => {
                 let mut layer = match self.head_dim {
                     None => LayerConfig::new(hidden_size, heads, intermediate_size)?,
@@ -96,6 +96,21 @@ impl ModelArguments {
                 preset.config
             }
         };
+        self.adapt(name, config, cpu)
+    }
+
+    /// The layers of `config`, in the parallel design and with what else was asked for.
+    #[cfg(feature = "checkpoint")]
+    pub fn of(&self, config: &EncoderConfig, cpu: bool) -> Result<Model> {
+        let there = config.num_hidden_layers;
+        if let Some(layers) = self.layers.filter(|&layers| layers > there) {
+            let (got, expected) = (layers.to_string(), format!("at most {there}, which the checkpoint has"));
+            return Err(Error::InvalidConfig { field: "layers", got, expected }.into());
+        }
+        self.adapt(None, config.clone(), cpu)
+    }
+
+    fn adapt(&self, name: Option<String>, mut config: EncoderConfig, cpu: bool) -> Result<Model> {
         let layer = &mut config.layer;
         layer.causal |= self.causal;
         layer.design = match self.design {

@@ -2,7 +2,7 @@
 
 mod engine;
 mod predict;
-mod texts;
+pub mod texts;
 mod write;
 
 use std::io::IsTerminal;
@@ -15,7 +15,7 @@ use paf_cuda::checkpoint::{Checkpoint, Tokenizer};
 use paf_cuda::cpu::Pooling;
 use paf_cuda::{Design, Dtype, Error};
 use predict::{Outcome, Predictor, Work};
-use texts::{Input, Limits, Source, groups};
+use texts::{Input, Limits, Source, TextArguments, groups};
 use write::Output;
 
 use super::output::{Sink, note, progress};
@@ -35,15 +35,8 @@ pub struct Arguments {
     /// Element type on a GPU, bf16 or f16.
     #[arg(long, default_value = "bf16")]
     dtype: Dtype,
-    /// A text; may be given several times.
-    #[arg(long)]
-    text: Vec<String>,
-    /// Texts as JSON lines, an object each, in a file or on stdin (-). Blank lines are skipped.
-    #[arg(long, value_name = "FILE|-")]
-    input: Option<PathBuf>,
-    /// Field of those objects that holds the text.
-    #[arg(long, value_name = "NAME", conflicts_with = "text", default_value = "text")]
-    field: String,
+    #[command(flatten)]
+    texts: TextArguments,
     /// What to compute [default: by the checkpoint: fill-mask or next-token if it has the head for it, else embed]
     #[arg(long, value_enum)]
     task: Option<Task>,
@@ -114,8 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.as_paf {
         checkpoint = checkpoint.with_design(Design::PafPostNorm)?;
     }
-    let tokenizer = Tokenizer::open(&arguments.checkpoint)
-        .context("texts need the checkpoint's tokenizer as Transformers' fast tokenizers save it")?;
+    let tokenizer = texts::tokenizer(&arguments.checkpoint)?;
     let limits = Limits(checkpoint.embedding_sizes());
     let work = work(arguments, &checkpoint, &tokenizer, limits.0.vocab_size)?;
 
@@ -123,10 +115,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.format != Format::Jsonl && sink.is_stdout() && std::io::stdout().is_terminal() {
         return Err(invalid("output", "a terminal", "a file, or stdout that leads to one"));
     }
-    let source = match &arguments.input {
-        Some(path) => Source::json_lines(path, &arguments.field)?,
-        None => Source::arguments(&arguments.text),
-    };
+    let source = arguments.texts.source()?;
     let mask = if let Work::FillMask { mask, .. } = work { Some(mask) } else { None };
     let inputs = source.tokenize(&tokenizer, &limits, mask);
     let failed = tell_failures(&source, &inputs);

@@ -1,23 +1,44 @@
 //! `paf speedup`.
 
 use std::path::PathBuf;
+#[cfg(feature = "checkpoint")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+#[cfg(feature = "tokenizers")]
+use clap::ArgGroup;
 use clap::{Args, ValueEnum};
+#[cfg(feature = "checkpoint")]
+use paf_cuda::checkpoint::Checkpoint;
 use paf_cuda::measure::report::{Report, shape_name};
-use paf_cuda::measure::speedup::{Choice, Engine, Experiment, Mode, Step};
+use paf_cuda::measure::speedup::{Choice, Engine, Experiment, Mode, Step, Weights};
 use paf_cuda::measure::timing::Effort;
-use paf_cuda::{Dtype, Error};
+use paf_cuda::{BatchShape, Dtype, Error};
 
-use super::options::{self, ModelArguments, ShapeArguments};
+use super::options::{self, Model, ModelArguments, ShapeArguments};
 use super::output::{Sink, note, print, progress};
+#[cfg(feature = "tokenizers")]
+use super::run::texts::TextArguments;
 use super::select::{self, Backend, DeviceArguments};
 
 #[derive(Debug, Args)]
+#[cfg_attr(
+    feature = "tokenizers",
+    command(group(
+        ArgGroup::new("texts")
+            .args(["text", "input"])
+            .requires("checkpoint")
+            .conflicts_with_all(["batch", "seq", "lengths", "packed"])
+    ))
+)]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
+    /// The dimensions and weights of a checkpoint in Hugging Face's format, of which there are the first --layers: a folder.
+    #[cfg(feature = "checkpoint")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "hidden_size"])]
+    checkpoint: Option<PathBuf>,
     #[command(flatten)]
     shapes: ShapeArguments,
     /// Schedules of the parallel design; auto is what the planner finds to be the fastest, for SAF as well [default: all four and
@@ -41,7 +62,7 @@ pub struct Arguments {
     /// Seconds to sample each batch shape for.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Seed of weights and activations.
+    /// Seed of activations, and of weights that are random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Write everything, with all raw samples, to a file, or to stdout (-).
@@ -50,6 +71,9 @@ pub struct Arguments {
     /// Write a line a variant to a file, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     csv: Option<PathBuf>,
+    #[cfg(feature = "tokenizers")]
+    #[command(flatten, next_help_heading = "Texts, whose lengths in the checkpoint's tokens are one packed batch")]
+    texts: TextArguments,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -109,8 +133,8 @@ fn engine(arguments: &Arguments) -> Result<Engine> {
 }
 
 fn experiment(arguments: &Arguments, cpu: bool, budget: Duration) -> Result<Experiment> {
-    let model = arguments.model.model(cpu)?;
-    let shapes = arguments.shapes.shapes(if cpu { &[1] } else { &[1, 8] }, &[128, 512])?;
+    let (model, weights) = model(arguments, cpu)?;
+    let shapes = shapes(arguments, &weights, cpu)?;
     let modes = arguments.modes.iter().map(|mode| match mode {
         Launch::Eager => Mode::Eager,
         Launch::Graph => Mode::Graph,
@@ -122,16 +146,42 @@ fn experiment(arguments: &Arguments, cpu: bool, budget: Duration) -> Result<Expe
         schedules: arguments.schedules.clone(),
         modes: modes.collect(),
         shapes,
+        weights,
         seed: arguments.seed,
         effort: Effort { budget, ..Effort::default() },
     })
 }
 
+/// The layers, and where their weights come from.
+fn model(arguments: &Arguments, cpu: bool) -> Result<(Model, Weights)> {
+    #[cfg(feature = "checkpoint")]
+    if let Some(folder) = &arguments.checkpoint {
+        let checkpoint = Checkpoint::open(folder)?;
+        let model = arguments.model.of(checkpoint.config(), cpu)?;
+        return Ok((model, Weights::Checkpoint(Arc::new(checkpoint))));
+    }
+    Ok((arguments.model.model(cpu)?, Weights::Random))
+}
+
+/// The batches: that of the texts, if there are any.
+#[cfg_attr(not(feature = "tokenizers"), expect(unused_variables, reason = "texts need a tokenizer"))]
+fn shapes(arguments: &Arguments, weights: &Weights, cpu: bool) -> Result<Vec<BatchShape>> {
+    #[cfg(feature = "tokenizers")]
+    if let (Weights::Checkpoint(checkpoint), Some(folder), false) =
+        (weights, &arguments.checkpoint, arguments.texts.are_absent())
+    {
+        return Ok(vec![BatchShape::packed(arguments.texts.lengths(folder, checkpoint)?)?]);
+    }
+    arguments.shapes.shapes(if cpu { &[1] } else { &[1, 8] }, &[128, 512])
+}
+
 /// The table and what it means on stdout, or on stderr where stdout carries data; the data where it was asked for.
 fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
+    let of_checkpoint = report.checkpoint.as_ref().map(|checkpoint| checkpoint.name.as_str());
+    let name = of_checkpoint.or(report.model.as_deref()).unwrap_or("custom dimensions");
     let mut text = format!(
         "{}: {} layers of {} on {}, {}{}\n{}\n",
-        report.model.as_deref().unwrap_or("custom dimensions"),
+        name,
         report.config.num_hidden_layers,
         report.config.hidden_size,
         report.run.machine.device.as_deref().unwrap_or(&report.run.machine.cpu),

@@ -93,7 +93,9 @@ pub fn logits(config: &EncoderConfig, weights: &ModelWeights, hidden: &[f64], ro
     }
     let decoder = head.decoder.as_ref().unwrap_or(&weights.embeddings.word);
     let vocab_size = decoder.len() / hidden_size;
-    linear(&x, rows, decoder, head.bias.as_deref(), vocab_size, hidden_size, rounding)
+    let mut logits = linear(&x, rows, decoder, head.bias.as_deref(), vocab_size, hidden_size, rounding)?;
+    logits.iter_mut().for_each(|logit| *logit = rounding.apply(*logit * f64::from(head.scale)));
+    Ok(logits)
 }
 
 /// One vector a sequence, `[batch, hidden_size]`, of the hidden states `[rows, hidden_size]`; zeros for an empty sequence.

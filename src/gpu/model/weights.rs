@@ -4,6 +4,7 @@ use crate::config::{HiddenAct, LayerConfig};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::Device;
+use crate::gpu::gemm;
 use crate::gpu::memory::Tensor;
 use crate::weights::{Elements, EmbeddingSizes, HeadElements, ModelElements, TransformElements};
 
@@ -43,6 +44,7 @@ pub(super) struct DeviceHead {
     pub(super) decoder: Option<Tensor>,
     /// `[vocab_size, 1]`, padded likewise.
     pub(super) bias: Option<Tensor>,
+    pub(super) scale: f32,
 }
 
 impl DeviceWeights {
@@ -121,13 +123,19 @@ impl Upload<'_> {
     }
 
     fn head(&self, head: &HeadElements<'_>, vocab_size: usize) -> Result<DeviceHead> {
-        let HeadElements { transform, decoder, bias } = head;
+        let HeadElements { transform, decoder, bias, scale } = head;
         let transform = transform.as_ref().map(|TransformElements { dense, act, norm }| {
+            gemm::check_activation(*act)?;
             Ok((self.dense("head transform", dense)?, *act, self.one_norm("head transform norm", norm)?))
         });
         let decoder =
             decoder.as_ref().map(|decoder| self.padded("head decoder", decoder, vocab_size, self.hidden_size));
         let bias = bias.as_ref().map(|bias| self.padded("head bias", bias, vocab_size, 1));
-        Ok(DeviceHead { transform: transform.transpose()?, decoder: decoder.transpose()?, bias: bias.transpose()? })
+        Ok(DeviceHead {
+            transform: transform.transpose()?,
+            decoder: decoder.transpose()?,
+            bias: bias.transpose()?,
+            scale: *scale,
+        })
     }
 }

@@ -41,6 +41,8 @@ pub(super) fn products(
     meanwhile: Meanwhile,
 ) -> Vec<Launched> {
     let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
+    // With a gate, its columns and the inner layer's.
+    let first_size = config.first_size();
     let launched = |product, n, k: [usize; 2], limits| Launched {
         product,
         shape: (rows, n),
@@ -49,7 +51,7 @@ pub(super) fn products(
     };
     let free = Limits::default();
     let first_qkv = launched(LayerProduct::Qkv, qkv, [h, 0], free);
-    let first_ffn = launched(LayerProduct::W1, f, [h, 0], free);
+    let first_ffn = launched(LayerProduct::W1, first_size, [h, 0], free);
     let beside_attention = Limits { meanwhile, ..free };
     // Whose sums alone a join adds up may leave them in parts: what ends a wide schedule or a serial design's block.
     let parts = |limits| Limits { parts: rows <= MAX_ROWS_IN_PARTS, ..limits };
@@ -59,7 +61,7 @@ pub(super) fn products(
         (true, false) => vec![first_ffn, first_qkv],
         (two, _) => {
             let edge = if two { qkv } else { 0 };
-            vec![launched(LayerProduct::WideFirst, qkv + f, [h, 0], Limits { edge, ..free })]
+            vec![launched(LayerProduct::WideFirst, qkv + first_size, [h, 0], Limits { edge, ..free })]
         }
     };
     match schedule {
@@ -77,10 +79,15 @@ pub(super) fn products(
     }
 }
 
-/// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, and queries are not
-/// rotated in between.
+/// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, and no kernel rotates
+/// queries, or gates the FFN on the same stream, in between.
 pub(in crate::gpu) fn attention_is_beside(config: &LayerConfig, plan: &Plan) -> bool {
-    matches!(plan.schedule(), Schedule::Fused | Schedule::Hybrid) && config.rotary.is_none()
+    config.rotary.is_none()
+        && match plan.schedule() {
+            Schedule::Serial | Schedule::TwoStream => false,
+            Schedule::Fused => !config.gated,
+            Schedule::Hybrid => true,
+        }
 }
 
 /// What candidates are made for.
@@ -237,6 +244,18 @@ mod tests {
         assert_eq!(
             of(Design::PafPreNorm, Schedule::Hybrid, 128, false),
             [(WideFirst, (128, 7168, 16), free), (W2, (128, 1024, 64), beside), (Wo, (128, 1024, 16), parts)]
+        );
+        // A gate widens the first product alone.
+        let gated = LayerConfig { gated: true, ..config(Design::PafPreNorm) };
+        let shapes = |schedule| {
+            let all = products(&gated, schedule, 128, true, meanwhile);
+            all.iter().map(|launched| (launched.product, launched.estimated())).collect::<Vec<_>>()
+        };
+        let second = (WideSecond, (128, 1024, 80));
+        assert_eq!(shapes(Schedule::Fused), [(WideFirst, (128, 3072 + 8192, 16)), second]);
+        assert_eq!(
+            shapes(Schedule::TwoStream),
+            [(Qkv, (128, 3072, 16)), (Wo, (128, 1024, 16)), (W1, (128, 8192, 16)), (W2, (128, 1024, 64))]
         );
     }
 }

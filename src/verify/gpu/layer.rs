@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DTYPES, random};
+use super::{ACTIVATIONS, DTYPES, random};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
@@ -12,7 +12,7 @@ use crate::verify::{Case, Comparison, Layout, compare, poison_padding, widen};
 use crate::weights::{LayerWeights, random_layers};
 
 /// Every design, schedule and way to launch, with every head width and layout of sequences; masks, activations, grouped
-/// heads and rotary embeddings take turns.
+/// heads and rotary embeddings take turns. All of that also with a gate, but for head widths, which take turns then.
 pub(super) fn cases(device: &Device) -> Vec<Case> {
     let layouts = [
         Layout::Full(1, 1),
@@ -26,7 +26,7 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
         for (i, design) in Design::ALL.into_iter().enumerate() {
             for (j, layout) in layouts.iter().enumerate() {
                 for (d, (head_dim, heads)) in dims.into_iter().enumerate() {
-                    let hidden_act = HiddenAct::ALL[(i + j + d) % 3];
+                    let hidden_act = ACTIVATIONS[(i + j + d) % 3];
                     // Half as many key and value heads; three have no half.
                     let fewer = if heads.is_multiple_of(2) { heads / 2 } else { 1 };
                     let base = LayerConfig::new(head_dim * heads, heads, 328).expect("valid dimensions");
@@ -42,9 +42,15 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
                         ][(i + 2 * j + d) % 3],
                         ..base
                     };
-                    for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
-                        for graph in [false, true] {
-                            cases.push(case(device, dtype, &layer, schedule, graph, layout));
+                    // SiLU every other time: other gates are rarer.
+                    let gate = if (i + j) % 2 == 0 { HiddenAct::Silu } else { hidden_act };
+                    let gated = LayerConfig { hidden_act: gate, gated: true, ..layer.clone() };
+                    let layers = [Some(layer), (d == (i + 2 * j) % 6).then_some(gated)];
+                    for layer in layers.iter().flatten() {
+                        for schedule in Schedule::ALL.into_iter().filter(|schedule| schedule.check(design).is_ok()) {
+                            for graph in [false, true] {
+                                cases.push(case(device, dtype, layer, schedule, graph, layout));
+                            }
                         }
                     }
                 }
@@ -55,12 +61,22 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
 }
 
 fn case(device: &Device, dtype: Dtype, layer: &LayerConfig, schedule: Schedule, graph: bool, layout: &Layout) -> Case {
-    let LayerConfig { design, hidden_act, head_dim, num_attention_heads, num_key_value_heads, causal, rotary, .. } =
-        layer;
+    let LayerConfig {
+        design,
+        hidden_act,
+        gated,
+        head_dim,
+        num_attention_heads,
+        num_key_value_heads,
+        causal,
+        rotary,
+        ..
+    } = layer;
     let name = format!(
-        "layer {dtype} {design} {schedule} {} {hidden_act}{} d{head_dim} heads {num_attention_heads}/{num_key_value_heads}{} \
+        "layer {dtype} {design} {schedule} {} {hidden_act}{}{} d{head_dim} heads {num_attention_heads}/{num_key_value_heads}{} \
          {layout}",
         if graph { "graph" } else { "eager" },
+        if *gated { " gated" } else { "" },
         if *causal { " causal" } else { "" },
         rotary.map_or_else(String::new, |rotary| format!(" {}", super::rotary::name(&rotary))),
     );

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{DTYPES, random, worse};
+use super::{ACTIVATIONS, DTYPES, random, worse};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
@@ -22,6 +22,8 @@ enum Kind {
     Roberta,
     /// Words alone, a final norm, a decoder of its own without a bias.
     Decoder,
+    /// Words alone, a final norm, a tied decoder without a bias whose logits are scaled; layers with a gate. Command-R.
+    Scaled,
     /// Words alone, a final norm, and no head.
     Headless,
 }
@@ -34,6 +36,7 @@ impl Kind {
             Self::Bert => "bert",
             Self::Roberta => "roberta",
             Self::Decoder => "decoder",
+            Self::Scaled => "scaled",
             Self::Headless => "headless",
         }
     }
@@ -54,6 +57,7 @@ impl Kind {
             embeddings: Embeddings {
                 word: table(vocab_size, 21),
                 position: post_norm.then(|| PositionEmbeddings { table: table(140, 22), padding_idx }),
+                rotary_positions: None,
                 token_type: post_norm.then(|| table(2, 23)),
                 norm: post_norm.then(|| norm(24)),
             },
@@ -61,8 +65,9 @@ impl Kind {
             pooler: (self == Self::Bert).then(|| dense(28)),
             head: (self != Self::Headless).then(|| Head {
                 transform,
-                decoder: (self != Self::Bert).then(|| scaled(vocab_size, 44)),
-                bias: (self != Self::Decoder).then(|| random(dtype, 1, vocab_size, 45)),
+                decoder: (!matches!(self, Self::Bert | Self::Scaled)).then(|| scaled(vocab_size, 44)),
+                bias: post_norm.then(|| random(dtype, 1, vocab_size, 45)),
+                scale: if self == Self::Scaled { 0.0625 } else { 1.0 },
             }),
         }
     }
@@ -85,6 +90,7 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
         (Kind::Decoder, Design::PafPreNorm),
         (Kind::Decoder, Design::PafPreNormTwo),
         (Kind::Headless, Design::PafPreNorm),
+        (Kind::Scaled, Design::PafPreNorm),
     ];
     let mut cases = Vec::new();
     for dtype in DTYPES {
@@ -96,10 +102,13 @@ pub(super) fn cases(device: &Device) -> Vec<Case> {
                 let name = format!("model {dtype} {} {design} {schedule} vocab {vocab_size} {layout}", kind.name());
                 let (device, layout) = (device.clone(), layout.clone());
                 cases.push(Case::new(name, move || {
-                    let causal = matches!(kind, Kind::Decoder | Kind::Headless);
-                    let rotary = causal.then_some(Rotary { dim: 16, base: 1e4, interleaved: false });
-                    let layer = LayerConfig { design, causal, rotary, ..LayerConfig::new(96, 3, 136)? };
-                    let act = HiddenAct::ALL[(i + j) % 3];
+                    let causal = matches!(kind, Kind::Decoder | Kind::Scaled | Kind::Headless);
+                    let rotary = causal.then_some(Rotary { dim: 16, base: 1e4, interleaved: kind == Kind::Scaled });
+                    let base = LayerConfig::new(96, 3, 136)?;
+                    let gated = kind == Kind::Scaled;
+                    let hidden_act = if gated { HiddenAct::Silu } else { base.hidden_act };
+                    let layer = LayerConfig { design, causal, rotary, gated, hidden_act, ..base };
+                    let act = ACTIVATIONS[(i + j) % 3];
                     let config = EncoderConfig { layer, num_hidden_layers: 2 };
                     let layers: Vec<_> = random_layers(&config, 7).map(|layer| layer.rounded(dtype)).collect();
                     let uploaded = Arc::new(EncoderWeights::upload(&device, &config, dtype, &layers)?);

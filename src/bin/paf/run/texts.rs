@@ -5,11 +5,56 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 use paf_cuda::Error;
-use paf_cuda::checkpoint::{Tokenizer, Tokens};
+use paf_cuda::checkpoint::{Checkpoint, Tokenizer, Tokens};
 use paf_cuda::weights::EmbeddingSizes;
 use rayon::prelude::*;
 use serde_json::{Map, Value};
+
+/// Which texts.
+#[derive(Debug, Args)]
+pub struct TextArguments {
+    /// A text; may be given several times.
+    #[arg(long)]
+    text: Vec<String>,
+    /// Texts as JSON lines, an object each, in a file or on stdin (-). Blank lines are skipped.
+    #[arg(long, value_name = "FILE|-")]
+    input: Option<PathBuf>,
+    /// Field of those objects that holds the text.
+    #[arg(long, value_name = "NAME", conflicts_with = "text", default_value = "text")]
+    field: String,
+}
+
+impl TextArguments {
+    /// Whether there are any.
+    pub fn are_absent(&self) -> bool {
+        self.text.is_empty() && self.input.is_none()
+    }
+
+    pub fn source(&self) -> Result<Source> {
+        match &self.input {
+            Some(path) => Source::json_lines(path, &self.field),
+            None => Ok(Source::arguments(&self.text)),
+        }
+    }
+
+    /// How many tokens each text has; an error for one that the model cannot run.
+    pub fn lengths(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<Vec<usize>> {
+        let source = self.source()?;
+        let inputs = source.tokenize(&tokenizer(folder)?, &Limits(checkpoint.embedding_sizes()), None);
+        let length = |input: &Input| match &input.tokens {
+            Ok(_) => Ok(input.len()),
+            Err(error) => bail!("{}: {error}", source.name(input.line)),
+        };
+        inputs.iter().map(length).collect()
+    }
+}
+
+/// The checkpoint's own.
+pub fn tokenizer(folder: &Path) -> Result<Tokenizer> {
+    Tokenizer::open(folder).context("texts need the checkpoint's tokenizer as Transformers' fast tokenizers save it")
+}
 
 /// Where the texts come from, and the texts.
 pub struct Source {
@@ -41,7 +86,9 @@ impl Limits {
     fn check(&self, tokens: &Tokens) -> Result<(), String> {
         let len = tokens.ids.len();
         if let Some(most) = self.0.max_sequence_len().filter(|&most| len > most) {
-            return Err(format!("the text is too long: {len} tokens, the model has positions for {most}"));
+            return Err(format!(
+                "the text is too long: {len} tokens, the model has positions for {most} (max_position_embeddings)"
+            ));
         }
         if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.0.vocab_size) {
             let size = self.0.vocab_size;
