@@ -25,6 +25,7 @@ fn key() -> Key {
             num_key_value_heads: 8,
             head_dim: 64,
             intermediate_size: 4096,
+            gated: false,
             hidden_act: "gelu".into(),
             causal: false,
             rotary_dim: 32,
