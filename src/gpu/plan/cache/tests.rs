@@ -120,7 +120,7 @@ fn only_so_many_entries_are_kept() {
 #[test]
 fn every_field_of_a_key_counts() {
     type Change = fn(&mut Key);
-    let changes: [Change; 23] = [
+    let changes: [Change; 24] = [
         |key| key.build.push('x'),
         |key| key.device.name.push('x'),
         |key| key.device.uuid.push('x'),
@@ -137,6 +137,7 @@ fn every_field_of_a_key_counts() {
         |key| key.stack.head_dim += 1,
         |key| key.stack.intermediate_size += 1,
         |key| key.stack.hidden_act.push('x'),
+        |key| key.stack.gated = true,
         |key| key.stack.causal = true,
         |key| key.stack.rotary_dim += 1,
         |key| key.stack.rotary_interleaved = true,
