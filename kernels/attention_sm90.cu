@@ -143,8 +143,10 @@ struct Attention {
                 produce(p, at);
             }
             if (warp == PRODUCER + 1 && p.ready != nullptr) {
-                // Whoever waits for this kernel's end relies on that of those before it.
+                // Whoever waits for this kernel's end relies on that of those before it; and whoever may begin after it, perhaps the
+                // next layer's attention, on the counters' being 0 again (counters.cuh).
                 ptx::dependency_wait();
+                ptx::barrier_wait(at.begin, 0);
                 if (p.early) ptx::dependents_launch();
             }
             __syncwarp();

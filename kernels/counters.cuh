@@ -2,7 +2,8 @@
 // to wait for: one counts what is in memory, another waits until there is all that it needs.
 //
 // A pair of counters: what is there, and how many of the waiting kernel's blocks have seen that it is all. The last of them makes
-// both 0 again, for the next layer. They are 0 between calls.
+// both 0 again, for the next layer, whose kernels must not look before: a waiting block lets later kernels begin only when it has
+// counted itself. They are 0 between calls; after one that failed midway the host makes them so.
 //
 // Whoever waits is launched when all blocks of whoever counts have begun (programmatic dependent launch), so nobody waits for a block
 // that has found no place.
@@ -17,5 +18,8 @@ __device__ __forceinline__ void await_count(unsigned* pair, unsigned count, unsi
         if (i == LONG) ptx::trap();
     }
     ptx::async_proxy_fence_global();
-    if (ptx::count_up_and_get(pair + 1) == blocks - 1) pair[0] = 0, pair[1] = 0;
+    if (ptx::count_up_and_get(pair + 1) == blocks - 1) {
+        pair[0] = 0, pair[1] = 0;
+        ptx::memory_fence();
+    }
 }

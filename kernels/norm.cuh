@@ -13,8 +13,8 @@
 // Idea: the row lives in registers from the one read of each addend to the one write of each output; the variance is the
 // second pass over those registers, so that nothing cancels. One warp a row up to 1024 columns when there are rows enough
 // for all multiprocessors, one block a row otherwise. Of many rows a warp (block) takes one after the other: γ and β stay in its
-// registers where there is room, and its next row's first addend is on its way while it finishes this one. Outputs may be the same buffer as an addend:
-// a thread writes only elements that it alone has read, after it has read them.
+// registers where there is room, and its next row's first addend is on its way while it finishes this one. Outputs may be the same
+// buffer as an addend: a thread writes only elements that it alone has read, after it has read them.
 //
 // Tried on an H200 (hidden 1024, 65536 rows, µs; a copy of as many bytes takes 63 of one addend, 127 of three):
 //   A warp for each row, without a loop: 114 and 166. Now 88 and 155, and 85 to 87 % of a copy for wider rows. A profile of the

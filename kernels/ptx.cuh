@@ -256,6 +256,8 @@ __device__ __forceinline__ unsigned count_up_and_get(unsigned* counter) {
     asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;\n" : "=r"(before) : "l"(counter) : "memory");
     return before;
 }
+// Orders this thread's writes to memory before what it, or who meets it, does next, for the whole device.
+__device__ __forceinline__ void memory_fence() { asm volatile("fence.acq_rel.gpu;\n" ::: "memory"); }
 // Ends the kernel with an error.
 __device__ __forceinline__ void trap() { asm volatile("trap;\n"); }
 // Orders accesses to memory, by this thread or known to it, before its later bulk copies.

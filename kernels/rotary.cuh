@@ -76,7 +76,10 @@ struct Rotary {
         ptx::dependents_launch();
         const int row = blockIdx.x, half = p.dim / 2;
         const int position = p.positions == nullptr ? row % p.seq_len : p.positions[row];
-        if (p.lengths != nullptr && position >= p.lengths[row / p.seq_len]) return;
+        if (p.lengths != nullptr && position >= p.lengths[row / p.seq_len]) {
+            ptx::dependency_wait();  // who waits for this kernel's end relies on that of those before it, were all rows padding, too
+            return;
+        }
 
         // Threads of a part of a head stand side by side, then heads; what is left over of the block has nothing to do.
         const int parts = half / PAIRS, part = threadIdx.x % parts;

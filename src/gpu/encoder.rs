@@ -301,8 +301,8 @@ impl Encoder {
         Self { config: EncoderConfig { num_hidden_layers, ..self.config.clone() }, weights: self.weights.clone() }
     }
 
-    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once; the result
-    /// is there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
+    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once, unless it fails midway, when it waits
+    /// for the device; the result is there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
     ///
     /// `plan` is a [`Schedule`](crate::Schedule), whose kernels are chosen by estimate, or what a [`Planner`](super::Planner) has
     /// found by measurement.

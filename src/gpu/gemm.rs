@@ -356,6 +356,14 @@ impl Gemm {
         if let Then::Activation(act, _) = self.then {
             check_activation(act)?;
         }
+        if self.ready.is_some() && self.sums != 0 {
+            return Err(Error::mismatch(
+                OPERATION,
+                "count of tiles",
+                "of sums of parts of K",
+                "none: they are not counted",
+            ));
+        }
         if !bias.is_multiple_of(16) {
             return Err(Error::mismatch(OPERATION, "bias", format!("at {bias:#x}"), "a 16-byte aligned pointer"));
         }
@@ -423,6 +431,7 @@ mod tests {
             (Gemm { bias: 0x104, ..gemm() }, "0x104"),
             (Gemm { then: Then::Activation(HiddenAct::Silu, 0), ..gemm() }, "activation silu"),
             (Gemm { sums: 0x9008, ..gemm() }, "0x9008"),
+            (Gemm { sums: 0x9000, ready: Some(Ready { counters: 0x100, columns: 8 }), ..gemm() }, "not counted"),
             (Gemm { sums: 0x9000, bias: 0x100, ..gemm() }, "with bias at 0x100"),
             (Gemm { sums: 0x9000, then: Then::Residual(r), ..gemm() }, "Residual"),
             (Gemm { then: Then::Residual(matrix(0x40_0000, 5, 32)), ..gemm() }, "5 × 32"),

@@ -108,19 +108,23 @@ pub(super) unsafe fn forward(
         streams,
     };
     let layers = &layers[..encoder.config().num_hidden_layers];
-    // SAFETY: the caller's promise, passed on.
-    unsafe {
+    let enqueue = || {
         run.streams.enter(caller)?;
-        if !config.design.is_post_norm() {
-            run.normalise_first(&layers[0], x)?;
-        }
-        for (i, layer) in layers.iter().enumerate() {
-            // The residual stream lives in y from the first layer's end on: a join reads a row before it writes it.
-            let from = if i == 0 { x } else { y };
-            run.layer(layer, layers.get(i + 1), from, y)?;
+        // SAFETY: the caller's promise, passed on.
+        unsafe {
+            if !config.design.is_post_norm() {
+                run.normalise_first(&layers[0], x)?;
+            }
+            for (i, layer) in layers.iter().enumerate() {
+                // The residual stream lives in y from the first layer's end on: a join reads a row before it writes it.
+                let from = if i == 0 { x } else { y };
+                run.layer(layer, layers.get(i + 1), from, y)?;
+            }
         }
         run.streams.leave(caller)
-    }
+    };
+    // What was counted for a kernel that then was not launched must not count in the next call.
+    enqueue().inspect_err(|_| workspace.reset_counters())
 }
 
 /// What is the same for every layer of a call.

@@ -164,6 +164,12 @@ impl Workspace {
         Ok(())
     }
 
+    /// Makes the counters 0 after a call that could not be enqueued to its end; waits for the device. An error here belongs to what made
+    /// that call fail, which has been reported.
+    pub(super) fn reset_counters(&self) {
+        let _ = self.counters.fill_u16(0);
+    }
+
     /// What the layer rotates queries and keys by, if it does.
     pub(super) fn rotary(&self) -> Option<&RotaryTable> {
         self.rotary.as_ref()

@@ -72,9 +72,9 @@ impl Sm90Attention {
     /// Query rows of the largest tile that leaves half of the multiprocessors or more to a product, and is not mostly empty; `None` if
     /// there is none: then attention has most of the device for itself.
     pub(super) fn planned_beside(&self, device: &Device, attention: &Attention) -> Option<usize> {
-        let &Attention { sequences, heads, head_dim, .. } = attention;
-        let few = |&rows: &usize| heads * sequences.tiles(rows) <= device.info().multiprocessors as usize / 2;
-        tiles(head_dim).filter(|&rows| rows <= sequences.seq_len.next_multiple_of(64)).find(few)
+        let &Attention { sequences: Sequences { batch, seq_len, .. }, heads, head_dim, .. } = attention;
+        let few = |&rows: &usize| batch * seq_len.div_ceil(rows) * heads <= device.info().multiprocessors as usize / 2;
+        tiles(head_dim).filter(|&rows| rows <= seq_len.next_multiple_of(64)).find(few)
     }
 
     /// Whether waiting for a count instead of a product's end is worth it: not where blocks are kept apart, about one a multiprocessor.
