@@ -1,0 +1,160 @@
+use super::*;
+
+#[test]
+fn large_products_take_large_tiles_and_small_ones_small() {
+    let name = |m, n, k: usize| gemm_sm80(m, n, k.div_ceil(64), 132, |_| true).to_string();
+    assert_eq!(name(16384, 4096, 1024), "sm80:128x128");
+    assert_eq!(name(512, 4096, 1024), "sm80:128x128");
+    assert_eq!(name(1, 1024, 1024), "sm80:64x32");
+    assert_eq!(name(128, 1024, 4096), "sm80:64x32");
+    // Where the best does not fit, another is taken.
+    assert_eq!(gemm_sm80(16384, 4096, 16, 84, |index| index > 1).to_string(), "sm80:64x64");
+}
+
+/// An H200's.
+const ROOM: Room = Room { shared_bytes: 232_448, clusters: [[132, 66, 30, 14], [264, 132, 60, 28]] };
+
+#[test]
+fn hopper_products_fill_the_device_and_split_where_they_cannot() {
+    let name = |m, n, k: usize| gemm_sm90(m, n, k.div_ceil(64), Limits::default(), &ROOM).to_string();
+    // Few rows: narrow tiles, and K split where N has few columns.
+    assert!(name(1, 16384, 4096).starts_with("sm90:16x64:share"), "{}", name(1, 16384, 4096));
+    assert!(name(1, 1024, 5120).starts_with("sm90:16x64:split"), "{}", name(1, 1024, 5120));
+    assert!(name(64, 1024, 4096).contains(":split"), "{}", name(64, 1024, 4096));
+    // One round of 128 tiles.
+    assert!(name(512, 3072, 1024).starts_with("sm90:128x96:"), "{}", name(512, 3072, 1024));
+    assert!(name(512, 6144, 2048).starts_with("sm90:128x192:"), "{}", name(512, 6144, 2048));
+    // Many rows: what is finished hides, or matters little.
+    assert!(name(16384, 4096, 1024).starts_with("sm90:128x128t:"), "{}", name(16384, 4096, 1024));
+    assert!(name(8192, 2048, 8192).starts_with("sm90:256x128:"), "{}", name(8192, 2048, 8192));
+}
+
+#[test]
+fn limits_are_observed() {
+    for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (512, 14336, 6144), (4096, 960, 192), (70, 584, 64)] {
+        for (spare_bytes, parts) in [(0, false), (0, true), (117_760, false), (117_760, true)] {
+            let meanwhile = Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 };
+            let limits = Limits { edge, meanwhile, parts };
+            let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, 16, limits, &ROOM) else { panic!() };
+            let tile = &GEMM_SM90_TILES[tile];
+            assert!(parts || cluster.parts() == 1, "{m} × {n}: {}", tile.name);
+            assert!(spare_bytes == 0 || tile.holds_two_blocks(), "{m} × {n}: {}", tile.name);
+            assert!(tile.shared_bytes(stages, cluster) + spare_bytes <= ROOM.shared_bytes);
+        }
+    }
+}
+
+#[test]
+fn parts_of_k_leave_another_kernel_its_multiprocessors() {
+    for (m, n, k, taken) in [(128, 2048, 10240, 32), (128, 1024, 5120, 16)] {
+        let meanwhile = Meanwhile { spare_bytes: 0, multiprocessors: taken, nanoseconds: 5000 };
+        let limits = Limits { meanwhile, parts: true, ..Limits::default() };
+        let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, k / 64, limits, &ROOM) else { panic!() };
+        let tile = &GEMM_SM90_TILES[tile];
+        let blocks = m.div_ceil(tile.m) * n.div_ceil(tile.n) * cluster.parts();
+        let places = (132 - taken) * sm90_blocks_per_multiprocessor(tile, stages, cluster);
+        assert!(cluster.parts() > 1 && blocks <= places, "{m} × {n}: {} {cluster:?}", tile.name);
+    }
+}
+
+#[test]
+fn ranked_variants_observe_limits_and_begin_with_the_planned_one() {
+    for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (4096, 960, 192), (70, 584, 0)] {
+        for spare_bytes in [0, 117_760] {
+            let limits = Limits {
+                edge,
+                meanwhile: Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 },
+                parts: edge == 0,
+            };
+            let ranked = ranked_gemm_sm90(m, n, 16, limits, &ROOM);
+            assert_eq!(ranked[0], gemm_sm90(m, n, 16, limits, &ROOM));
+            assert!(ranked.len() >= 3, "{m} × {n}: {ranked:?}");
+            let costs = ranked.iter().map(|&variant| sm90_cost_ns(m, n, 16, &ROOM, limits, variant));
+            assert!(costs.is_sorted(), "{m} × {n}: {ranked:?}");
+            for (i, &variant) in ranked.iter().enumerate() {
+                assert!(!ranked[..i].contains(&variant), "{variant} twice");
+                let GemmVariant::Sm90 { tile, cluster, stages } = variant else { panic!("{variant}") };
+                let tile = &GEMM_SM90_TILES[tile];
+                assert!(spare_bytes == 0 || tile.holds_two_blocks(), "{m} × {n}: {variant}");
+                assert!(tile.shared_bytes(stages, cluster) + spare_bytes <= ROOM.shared_bytes);
+            }
+        }
+    }
+    for available in [|_| true, |index| index > 1] {
+        let ranked = ranked_gemm_sm80(512, 4096, 16, 132, available);
+        assert_eq!(ranked[0], gemm_sm80(512, 4096, 16, 132, available));
+        assert_eq!(ranked.len(), (0..GEMM_SM80_TILES.len()).filter(|&index| available(index)).count());
+    }
+}
+
+#[test]
+fn parts_cost_the_join_their_time_in_pairs_too() {
+    let limits = Limits { parts: true, ..Limits::default() };
+    let cost = |name: &str| sm90_cost_ns(128, 1024, 80, &ROOM, limits, name.parse().expect("a variant's name"));
+    for parts in 2..=GEMM_MAX_PARTS {
+        let [alone, pairs] = ["", "-share2x1"].map(|pairs| cost(&format!("sm90:128x64:parts{parts}{pairs}:stages9")));
+        assert!((alone..alone + 200.0).contains(&pairs), "{parts}: {alone}, {pairs}");
+    }
+    // Few rows of a short K are best left whole.
+    let GemmVariant::Sm90 { cluster, .. } = gemm_sm90(128, 1024, 16, limits, &ROOM) else { panic!() };
+    assert_eq!(cluster.parts(), 1);
+}
+
+#[test]
+fn only_two_streams_of_many_rows_launch_one_by_one() {
+    for schedule in Schedule::ALL {
+        assert!(kernels_overlap(schedule, 512), "{schedule}");
+        assert_eq!(kernels_overlap(schedule, 513), schedule != Schedule::TwoStream, "{schedule}");
+    }
+}
+
+#[test]
+fn every_shape_has_a_variant_that_fits() {
+    for m in [1, 2, 17, 100, 1000, 1 << 20] {
+        for n in [8, 264, 1 << 17] {
+            for steps in [1, 2, 15, 1000] {
+                let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, steps, Limits::default(), &ROOM)
+                else {
+                    panic!()
+                };
+                let tile = &GEMM_SM90_TILES[tile];
+                assert!(stages >= 2 && tile.shared_bytes(stages, cluster) <= ROOM.shared_bytes);
+                assert!(cluster.split() <= steps);
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_tiles_fill_the_device() {
+    let rows = |seq_len: usize, batch_heads| {
+        let blocks = |rows| batch_heads * seq_len.div_ceil(rows);
+        ATTENTION_TILES[attention_tile(64, blocks, 132, |_| true).unwrap()].rows()
+    };
+    assert_eq!(rows(128, 16), 32);
+    assert_eq!(rows(512, 16), 64);
+    assert_eq!(rows(512, 128), 128);
+    assert!(attention_tile(72, |_| 16, 132, |_| true).is_none());
+}
+
+#[test]
+fn hopper_attention_takes_large_tiles_once_they_fill_the_device() {
+    let rows = |batch: usize, seq_len: usize| {
+        let tiles = |rows| 16 * batch * seq_len.div_ceil(rows);
+        ATTENTION_SM90_TILES[attention_sm90(64, tiles, seq_len, false, 132).unwrap()].rows()
+    };
+    assert_eq!(
+        [(1, 128), (1, 512), (8, 512), (32, 512), (1, 8192)].map(|(batch, len)| rows(batch, len)),
+        [64, 64, 256, 256, 256]
+    );
+    assert!(attention_sm90(72, |_| 16, 128, false, 132).is_none());
+}
+
+#[test]
+fn every_width_has_a_norm_kernel_that_holds_it() {
+    for hidden in (8..=super::super::norm::MAX_HIDDEN).step_by(8) {
+        for rows in [1, 128, 1 << 20] {
+            assert!(NormKernel::ALL[norm_kernel(rows, hidden, 132)].max_hidden() >= hidden);
+        }
+    }
+}
