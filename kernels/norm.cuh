@@ -82,8 +82,8 @@ struct Norm {
                 });
         };
         if (PARTS && EARLY_BIAS) load_bias();
-        // Long rows leave registers for the first norm's only, or for neither: that more rows are under way is worth more than four
-        // kilobytes from L1 a row.
+        // Long rows, and blocks that are to share a multiprocessor in spite of parts (two at a time), leave registers for the first
+        // norm's only, or for neither: that more rows are under way is worth more than four kilobytes from L1 a row.
         constexpr int EARLY = CHUNKS == 4 && (ROW_THREADS > 32 || !PARTS) ? 0 : CHUNKS > 1 || TOGETHER == 2 ? 1 : 2;
 #pragma unroll
         for (int i = 0; i < 2; ++i)

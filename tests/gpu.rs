@@ -359,18 +359,20 @@ fn asynchronous(device: &Device, design: Design) -> Outcome {
     Ok(())
 }
 
+/// Whether it was refused, with a message that has all these parts.
+fn expect(parts: &[&str], result: Result<(), Error>) -> Outcome {
+    let message = result.err().map(|error| error.to_string()).ok_or("nothing was refused")?;
+    match parts.iter().find(|&&part| !message.contains(part)) {
+        Some(part) => Err(format!("{part:?} is missing in: {message}").into()),
+        None => Ok(()),
+    }
+}
+
 fn refusals(device: &Device, design: Design) -> Outcome {
     let shape = BatchShape::new(2, 16)?;
     let mut fixture = Fixture::new(device, design, &shape)?;
     let Fixture { encoder, stream, batch, x, y } = &mut fixture;
     let mut workspace = encoder.workspace(batch)?;
-    let expect = |parts: &[&str], result: Result<(), Error>| -> Outcome {
-        let message = result.err().map(|error| error.to_string()).ok_or("nothing was refused")?;
-        match parts.iter().find(|&&part| !message.contains(part)) {
-            Some(part) => Err(format!("{part:?} is missing in: {message}").into()),
-            None => Ok(()),
-        }
-    };
     let serial = Schedule::Serial;
     let small = Tensor::poisoned(device, Dtype::Bf16, 31, 128)?;
     expect(&["31 × 128", "32 × 128"], encoder.forward(stream, serial, batch, &small, y, &mut workspace))?;

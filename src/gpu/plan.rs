@@ -14,7 +14,7 @@ use super::tiles::{
     ATTENTION_SM90_TILES, ATTENTION_TILES, GEMM_MAX_PARTS, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile,
 };
 use crate::config::Schedule;
-pub(super) use candidates::{attention_is_beside, prepare};
+pub(super) use candidates::{attention_of, prepare};
 pub use choice::{LayerProduct, Plan};
 pub use measured::{Planned, Planner, Timed};
 

@@ -99,14 +99,12 @@ pub(super) unsafe fn forward(
     };
     let streams = Streams { attention: &one, ffn: other.as_ref().unwrap_or(&one), workspace };
     let config = &encoder.config().layer;
-    let run = Run {
-        config,
-        plan,
-        kernels: encoder.device().kernels(encoder.dtype())?,
-        batch,
-        scratch: workspace.scratch(batch.shape().rows()),
-        streams,
-    };
+    let kernels = encoder.device().kernels(encoder.dtype())?;
+    let scratch = workspace.scratch(batch.shape().rows());
+    let attention = plan::attention_of(config, plan, batch, scratch.qkv, scratch.context);
+    let variant = attention.variant.map_or_else(|| attention::planned(kernels, encoder.device(), &attention), Ok)?;
+    let attention = Attention { variant: Some(variant), ..attention };
+    let run = Run { config, plan, kernels, batch, attention, scratch, streams };
     let layers = &layers[..encoder.config().num_hidden_layers];
     let enqueue = || {
         run.streams.enter(caller)?;
@@ -133,6 +131,8 @@ struct Run<'a> {
     plan: &'a Plan,
     kernels: &'a Kernels,
     batch: &'a Batch,
+    /// Its variant is chosen.
+    attention: Attention,
     scratch: Scratch,
     streams: Streams<'a>,
 }
@@ -274,32 +274,22 @@ impl Run<'_> {
 
     /// `context = softmax(QKᵀ/√d)·V`, Q and K rotated by their positions if the layer does that.
     unsafe fn attend(&self, lane: &Lane<'_>, early: bool, ready: Option<Count>) -> Result<()> {
-        let Attention { qkv, sequences, heads, key_value_heads, head_dim, .. } = self.attention();
+        let Attention { qkv, sequences, heads, key_value_heads, head_dim, .. } = self.attention;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             if let Some(table) = self.streams.workspace.rotary() {
                 let (heads, overlap) = (heads + key_value_heads, lane.overlap());
                 rotary::launch(self.kernels, lane.stream, &Rotate { qkv, table, sequences, heads, head_dim, overlap })?;
             }
-            let attention = Attention { overlap: lane.overlap(), early, ready, ..self.attention() };
+            let attention = Attention { overlap: lane.overlap(), early, ready, ..self.attention };
             attention::launch(self.kernels, lane.stream, &attention)
-        }
-    }
-
-    fn attention(&self) -> Attention {
-        let Scratch { qkv, context, .. } = self.scratch;
-        let attention = Attention::of_layer(self.config, self.batch, qkv, context);
-        Attention {
-            variant: self.plan.attention(),
-            beside: plan::attention_is_beside(self.config, self.plan),
-            ..attention
         }
     }
 
     /// What attention has of the device while a product runs beside it.
     fn attention_takes(&self) -> Result<Meanwhile> {
         let device = self.streams.attention.stream.device();
-        attention::takes(self.kernels, device, &self.attention())
+        attention::takes(self.kernels, device, &self.attention)
     }
 
     /// Launches the FFN but for its last product, which it returns: `out = inner·W2ᵀ + b2`, with `inner = act(input·W1ᵀ + b1)`, or that
@@ -347,8 +337,7 @@ impl Run<'_> {
             Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols },
         );
         let gemm = Gemm { variant, overlap: lane.overlap(), ..gemm };
-        let overlap = lane.overlaps && plan::attention_is_beside(self.config, self.plan);
-        let attention = Attention { overlap, ..self.attention() };
+        let attention = Attention { overlap: lane.overlaps && self.attention.beside, ..self.attention };
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
         unsafe {
             if attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {

@@ -81,13 +81,25 @@ pub(super) fn products(
 
 /// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, and no kernel rotates
 /// queries, or gates the FFN on the same stream, in between.
-pub(in crate::gpu) fn attention_is_beside(config: &LayerConfig, plan: &Plan) -> bool {
+fn attention_is_beside(config: &LayerConfig, plan: &Plan) -> bool {
     config.rotary.is_none()
         && match plan.schedule() {
             Schedule::Serial | Schedule::TwoStream => false,
             Schedule::Fused => !config.gated,
             Schedule::Hybrid => true,
         }
+}
+
+/// A layer's attention as the plan has it; its variant is left to the estimate where the plan names none.
+pub(in crate::gpu) fn attention_of(
+    config: &LayerConfig,
+    plan: &Plan,
+    batch: &Batch,
+    qkv: Matrix,
+    out: Matrix,
+) -> Attention {
+    let (variant, beside) = (plan.attention(), attention_is_beside(config, plan));
+    Attention { variant, beside, ..Attention::of_layer(config, batch, qkv, out) }
 }
 
 /// What candidates are made for.
@@ -108,23 +120,20 @@ impl Setting<'_> {
     /// The plan's products.
     pub(super) fn products(&self, plan: &Plan) -> Result<Vec<Launched>> {
         let two_inputs = gemm::takes_two_inputs(self.kernels);
-        let beside = attention_is_beside(self.config, plan);
-        let attention = Attention { variant: plan.attention(), beside, ..self.attention() };
-        let meanwhile = attention::takes(self.kernels, self.device, &attention)?;
+        let meanwhile = attention::takes(self.kernels, self.device, &self.attention(plan))?;
         Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, meanwhile))
     }
 
     /// Attention of the layer; there are no operands yet.
-    fn attention(&self) -> Attention {
+    fn attention(&self, plan: &Plan) -> Attention {
         let nothing = Matrix { pointer: 0, rows: 0, cols: 0, stride: 0 };
-        Attention::of_layer(self.config, self.batch, nothing, nothing)
+        attention_of(self.config, plan, self.batch, nothing, nothing)
     }
 
     /// The plan with each of the other ways to compute attention that the kernel in use has, products being left to the
     /// estimate, which depends on what attention leaves free.
     pub(super) fn other_attentions(&self, plan: &Plan) -> Result<Vec<Plan>> {
-        let beside = attention_is_beside(self.config, plan);
-        let planned = attention::planned(self.kernels, self.device, &Attention { beside, ..self.attention() })?;
+        let planned = attention::planned(self.kernels, self.device, &self.attention(plan))?;
         let others = self.attentions(planned).filter(|&variant| variant != plan.attention().unwrap_or(planned));
         Ok(others.map(|variant| Plan::from(plan.schedule()).with_attention(variant)).collect())
     }
@@ -151,7 +160,7 @@ impl Setting<'_> {
             return Ok(false);
         }
         if let Some(variant) = plan.attention() {
-            let planned = attention::planned(self.kernels, self.device, &self.attention())?;
+            let planned = attention::planned(self.kernels, self.device, &self.attention(plan))?;
             if !self.attentions(planned).any(|known| known == variant) {
                 return Ok(false);
             }
