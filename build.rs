@@ -26,15 +26,18 @@ const SOURCES: [(&str, &str, bool); 11] = [
     ("embed_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
 ];
-const HEADERS: [&str; 8] = [
+const HEADERS: [&str; 11] = [
     "ptx.cuh",
     "element.cuh",
     "activation.cuh",
+    "counters.cuh",
     "tiles.cuh",
     "gemm_sm90_tile.cuh",
     "gemm_sm90_finish.cuh",
+    "gemm_sm90_rotate.cuh",
     "norm.cuh",
     "rotary.cuh",
+    "rotation.cuh",
 ];
 /// The element types: the macro's value in the kernels, the suffix of the module.
 const ELEMENTS: [(&str, &str); 2] = [("Bf16", "bf16"), ("F16", "f16")];

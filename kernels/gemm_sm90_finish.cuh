@@ -1,9 +1,9 @@
 // From a consumer warpgroup's accumulators to C, for Hopper's GEMM (gemm_sm90.cu): bias, activation, residual, then through
-// shared memory, where stmatrix puts 16-byte vectors together, to TMA. One struct a kind of tile; `begin` before a tile's
+// shared memory, where stmatrix puts 16-byte vectors together and queries and keys are rotated, to TMA. One struct a kind of tile; `begin` before a tile's
 // products, so that what it loads arrives meanwhile, and `end` after them.
 #pragma once
 #include "activation.cuh"
-#include "gemm_sm90_tile.cuh"
+#include "gemm_sm90_rotate.cuh"
 
 // A thread's place in its warpgroup.
 struct Consumer {
@@ -72,6 +72,13 @@ struct Chunks {
     // Sends the chunk off, and has the residual of the one that is to use its buffer come.
     __device__ __forceinline__ void close(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner, int chunk) {
+        constexpr int ROWS = Tile::FREE_IS_M ? Tile::CHUNK : 64;
+        if (is_rotated(p, corner.n0 + (Tile::FREE_IS_M ? 0 : chunk * Tile::CHUNK))) {
+            me.meet();
+            boxes(me, corner, chunk, [&](uint32_t box, int column, int row) {
+                if (is_rotated(p, column)) BoxRotation<Tile>{p.rotation, box, column, row, ROWS}.run(p);
+            });
+        }
         ptx::async_proxy_fence();
         me.meet();
         if (!me.leads) return;
@@ -121,16 +128,20 @@ __device__ __forceinline__ void store_sums(const GemmParams& p, const Consumer& 
 template <typename Tile>
 struct FinishColumns {
     using T = typename Tile::Element;
-    uint32_t bias[Tile::BN / 8];  // pairs
+    static constexpr int EIGHTS = Tile::BN / 8;
+    uint32_t bias[(EIGHTS + 7) / 8];  // pairs: those of eight columns are in four neighbouring lanes, of eight such eights in a warp
     Chunks<Tile> chunks;
 
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
         if (p.sums != nullptr) return;
         chunks.begin(p, at, me, corner);
-        const uint32_t* from = static_cast<const uint32_t*>(p.bias) + (corner.n0 / 2 + me.lane % 4);
+        const uint32_t* from = static_cast<const uint32_t*>(p.bias) + (corner.n0 / 2 + me.lane);
 #pragma unroll
-        for (int j = 0; j < Tile::BN / 8; ++j) bias[j] = p.bias != nullptr && corner.n0 + j * 8 < p.n ? from[j * 4] : 0;
+        for (int j = 0; j < (EIGHTS + 7) / 8; ++j) {
+            const int eighth = j * 8 + me.lane / 4;
+            bias[j] = p.bias != nullptr && eighth < EIGHTS && corner.n0 + eighth * 8 < p.n ? from[j * 32] : 0;
+        }
     }
 
     __device__ __forceinline__ void end(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
@@ -149,7 +160,8 @@ struct FinishColumns {
         float(&x)[COLUMNS / 2] = reinterpret_cast<float(&)[COLUMNS / 2]>(d[FIRST / 2]);
 #pragma unroll
         for (int j = 0; j < COLUMNS / 8; ++j) {
-            const float2 b = T::unpack(bias[FIRST / 8 + j]);
+            const int eighth = FIRST / 8 + j;
+            const float2 b = T::unpack(__shfl_sync(0xffffffff, bias[eighth / 8], eighth % 8 * 4 + me.lane % 4));
             x[j * 4] += b.x, x[j * 4 + 1] += b.y, x[j * 4 + 2] += b.x, x[j * 4 + 3] += b.y;
         }
         if (corner.n0 + Tile::BN > p.activation_from) {
@@ -182,11 +194,10 @@ struct FinishColumns {
         if constexpr (CHUNK + 1 < Chunks<Tile>::COUNT) finish<CHUNK + 1>(p, at, me, corner, d);
     }
 
-    // Address of a 16-byte vector of a buffer of boxes; TMA swizzles rows of 128, 64 or 32 bytes alike by bits of the address.
+    // Address of a 16-byte vector of a buffer of boxes.
     static __device__ __forceinline__ uint32_t vector_at(uint32_t buffer, int row, int vector) {
         constexpr int VECTORS = Tile::BOX / VECTOR;
-        const uint32_t in_box = row * (VECTORS * 16) + vector % VECTORS * 16;
-        return buffer + vector / VECTORS * (64 * VECTORS * 16) + (in_box ^ (in_box >> 3 & (VECTORS - 1) << 4));
+        return vector_of_box<Tile>(buffer + vector / VECTORS * (64 * VECTORS * 16), row, vector % VECTORS);
     }
 };
 
@@ -333,6 +344,10 @@ struct FinishTokens {
             for (int i = 1; i < SPLIT; ++i) x[0] += parts[i].x, x[1] += parts[i].y, x[2] += parts[i].z, x[3] += parts[i].w;
             bias_and_activation(p, x);
             put_unit(p, me, x, me.output, unit);
+        }
+        if (is_rotated(p, corner.n0)) {
+            me.meet();
+            BoxRotation<Tile>{p.rotation, me.output, corner.n0, corner.m0 + units.first * 8, (units.end - units.first) * 8}.run(p);
         }
         ptx::async_proxy_fence();
         me.meet();

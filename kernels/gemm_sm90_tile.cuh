@@ -4,6 +4,7 @@
 
 #include "counters.cuh"
 #include "element.cuh"
+#include "rotation.cuh"
 #include "tiles.cuh"
 
 using ptx::TensorMap;
@@ -14,6 +15,7 @@ struct GemmParams {
     TensorMap c[2], r;     // boxes of 64 columns and CHUNK rows (8 under split); c[1] from a_from on; r if `residual`
     const void* bias;      // [N] or null
     float* sums;           // [parts][M][N], where parts of K leave their sums instead of C; null if they do not
+    Rotation rotation;     // of the first heads · head_dim columns; no heads: none
     unsigned* ready;       // counts the tiles, of each warpgroup that has some of it, that are in memory; or null. See counters.cuh
     int m, n;
     // First step of 64 along the K of each pair, of each part that K is split into, and one past the last.

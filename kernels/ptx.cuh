@@ -191,6 +191,15 @@ __device__ __forceinline__ float4 shared_load(uint32_t address) {
     return v;
 }
 
+__device__ __forceinline__ uint2 shared_load_8(uint32_t address) {
+    uint2 x;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");
+    return x;
+}
+__device__ __forceinline__ void shared_store_8(uint32_t address, uint2 x) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};\n" ::"r"(address), "r"(x.x), "r"(x.y) : "memory");
+}
+
 __device__ __forceinline__ float shared_load_1(uint32_t address) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];\n" : "=f"(x) : "r"(address) : "memory");

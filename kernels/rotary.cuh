@@ -4,7 +4,6 @@
 //
 //   qkv [rows, ld]: `heads` heads of queries and keys from column 0 on, the first dim columns of each are rotated; 16-bit
 //   pairs: halves (GPT-NeoX), columns i and i + dim/2; neighbours (GPT-J), columns 2i and 2i + 1
-//   table [positions, dim/2]: (cos, sin) in fp32, made by the host in f64, so that large angles lose nothing
 //   grid: a block a row. A row's position is counted from its sequence's start; rows of padding are left alone.
 //
 // With programmatic dependent launch the table, which no kernel writes, is read before the wait for the kernel before.
@@ -14,13 +13,12 @@
 #pragma once
 #include "element.cuh"
 #include "ptx.cuh"
+#include "rotation.cuh"
 
 struct RotaryParams {
     void* qkv;
-    const float2* table;
-    const int* lengths;    // null: no padding
-    const int* positions;  // null: row r is position r % seq_len of sequence r / seq_len
-    int seq_len, ld, heads, head_dim, dim;
+    Rotation by;
+    int ld;
 };
 
 constexpr int THREADS = 128;
@@ -66,17 +64,11 @@ struct Rotary {
     using S = typename T::Storage;
     static constexpr int PAIRS = NEIGHBOURS ? WIDTH / 2 : WIDTH;  // that a thread turns at once
 
-    static __device__ __forceinline__ void turn(float& a, float& b, float2 by) {
-        const float rotated = a * by.x - b * by.y;
-        b = a * by.y + b * by.x;
-        a = rotated;
-    }
-
     static __device__ __forceinline__ void run(const RotaryParams& p) {
         ptx::dependents_launch();
-        const int row = blockIdx.x, half = p.dim / 2;
-        const int position = p.positions == nullptr ? row % p.seq_len : p.positions[row];
-        if (p.lengths != nullptr && position >= p.lengths[row / p.seq_len]) {
+        const Rotation& rotation = p.by;
+        const int row = blockIdx.x, half = rotation.dim / 2, position = rotation.position(row);
+        if (rotation.lengths != nullptr && position >= rotation.lengths[row / rotation.seq_len]) {
             ptx::dependency_wait();  // who waits for this kernel's end relies on that of those before it, were all rows padding, too
             return;
         }
@@ -87,22 +79,22 @@ struct Rotary {
         if (first_head >= heads_at_once) return;
         float2 by[PAIRS];
 #pragma unroll
-        for (int i = 0; i < PAIRS; ++i) by[i] = p.table[static_cast<int64_t>(position) * half + part * PAIRS + i];
+        for (int i = 0; i < PAIRS; ++i) by[i] = rotation.table[static_cast<int64_t>(position) * half + part * PAIRS + i];
 
         ptx::dependency_wait();
         S* from = static_cast<S*>(p.qkv) + static_cast<int64_t>(row) * p.ld + part * WIDTH;
-        for (int head = first_head; head < p.heads; head += heads_at_once) {
-            S* a_at = from + static_cast<int64_t>(head) * p.head_dim;
+        for (int head = first_head; head < rotation.heads; head += heads_at_once) {
+            S* a_at = from + static_cast<int64_t>(head) * rotation.head_dim;
             float a[WIDTH];
             Piece<T, WIDTH>::load(a, a_at);
             if constexpr (NEIGHBOURS) {
 #pragma unroll
-                for (int i = 0; i < PAIRS; ++i) turn(a[2 * i], a[2 * i + 1], by[i]);
+                for (int i = 0; i < PAIRS; ++i) rotate(a[2 * i], a[2 * i + 1], by[i]);
             } else {
                 float b[WIDTH];
                 Piece<T, WIDTH>::load(b, a_at + half);
 #pragma unroll
-                for (int i = 0; i < PAIRS; ++i) turn(a[i], b[i], by[i]);
+                for (int i = 0; i < PAIRS; ++i) rotate(a[i], b[i], by[i]);
                 Piece<T, WIDTH>::store(b, a_at + half);
             }
             Piece<T, WIDTH>::store(a, a_at);

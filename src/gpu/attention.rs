@@ -135,11 +135,12 @@ fn no_such_rows(rows: usize, head_dim: usize, known: impl Iterator<Item = usize>
 }
 
 impl Attention {
-    /// A layer's, as estimated.
-    pub(super) fn of_layer(config: &LayerConfig, batch: &Batch, qkv: Matrix, out: Matrix) -> Self {
+    /// A layer's, as estimated, without operands.
+    pub(super) fn of_layer(config: &LayerConfig, batch: &Batch) -> Self {
+        let nothing = Matrix { pointer: 0, rows: 0, cols: 0, stride: 0 };
         Self {
-            qkv,
-            out,
+            qkv: nothing,
+            out: nothing,
             log_sum_exp: 0,
             sequences: batch.sequences(),
             heads: config.num_attention_heads,

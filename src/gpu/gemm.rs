@@ -11,8 +11,9 @@ use super::device::{Device, Stream};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::plan::{self, Limits};
-use super::tiles::GEMM_TILE_K;
-use crate::config::HiddenAct;
+use super::rotary::Rotation;
+use super::tiles::{GEMM_SM90_TILES, GEMM_TILE_K};
+use crate::config::{HiddenAct, Rotary};
 use crate::error::{Error, Result};
 pub use variant::{Cluster, GemmVariant};
 
@@ -39,6 +40,8 @@ pub(super) struct Gemm {
     pub(super) beside: Option<(Matrix, usize)>,
     pub(super) bias: u64,
     pub(super) then: Then,
+    /// Of C's first columns, queries and keys, after the rounding. Only Hopper's kernel can, and not with every tile: see [`settled`].
+    pub(super) rotation: Option<Rotation>,
     pub(super) c: Matrix,
     /// Pointer to fp32 `[GEMM_MAX_PARTS, M, N]`, or 0: with a variant that computes parts of K apart, where their sums go. C is not
     /// written then, and bias and residual are left to whoever adds them up; there must be no activation.
@@ -95,6 +98,7 @@ impl Gemm {
             beside: None,
             bias,
             then,
+            rotation: None,
             c,
             sums: 0,
             variant: None,
@@ -200,6 +204,28 @@ pub(super) fn takes_two_inputs(kernels: &Kernels) -> bool {
     kernels.gemm_sm90.is_some()
 }
 
+/// Whether that variant can rotate queries and keys as it finishes them.
+pub(super) fn rotates(variant: GemmVariant, rotary: &Rotary, head_dim: usize) -> bool {
+    match variant {
+        GemmVariant::Sm80 { .. } => false,
+        GemmVariant::Sm90 { tile, .. } => GEMM_SM90_TILES.get(tile).is_some_and(|tile| tile.rotates(rotary, head_dim)),
+    }
+}
+
+fn no_rotation(variant: GemmVariant) -> Error {
+    Error::Unsupported {
+        what: format!("rotating queries and keys of that width with GEMM variant {variant}"),
+        remedy: "rotate them afterwards".into(),
+    }
+}
+
+/// The product with its variant, and without a rotation that this variant cannot do: whoever asked for it has to launch it.
+pub(super) fn settled(kernels: &Kernels, device: &Device, gemm: Gemm) -> Result<Gemm> {
+    let variant = gemm.variant(kernels, device)?;
+    let rotation = gemm.rotation.filter(|by| rotates(variant, &by.rotary, by.head_dim));
+    Ok(Gemm { variant: Some(variant), rotation, ..gemm })
+}
+
 /// Launches the product, and tells what the next kernel may wait for of `ready` instead of its end, if its kernel can count.
 ///
 /// # Safety
@@ -233,6 +259,7 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> 
     // SAFETY: shapes were checked; liveness is the caller's promise.
     match variant {
         GemmVariant::Sm80 { .. } if gemm.beside.is_some() => Err(no_second_input(variant)),
+        GemmVariant::Sm80 { .. } if gemm.rotation.is_some() => Err(no_rotation(variant)),
         GemmVariant::Sm80 { tile } => unsafe { kernels.gemm_sm80(stream.device())?.launch(stream, gemm, tile) },
         GemmVariant::Sm90 { tile, cluster, stages } => unsafe {
             hopper(kernels, variant)?.launch(stream, kernels.dtype(), gemm, tile, cluster, stages)
@@ -356,6 +383,18 @@ impl Gemm {
         if let Then::Activation(act, _) = self.then {
             check_activation(act)?;
         }
+        if let Some(rotation) = &self.rotation {
+            let whole = beside.map_or(c.cols, |(_, column)| column);
+            rotation.check(OPERATION, &Matrix { cols: whole, ..*c })?;
+            if self.sums != 0 {
+                return Err(Error::mismatch(
+                    OPERATION,
+                    "rotation",
+                    "of sums of parts of K",
+                    "none: they are not final",
+                ));
+            }
+        }
         if self.ready.is_some() && self.sums != 0 {
             return Err(Error::mismatch(
                 OPERATION,
@@ -407,6 +446,7 @@ mod tests {
             w: matrix(0x20_0000, 24, 64),
             bias: 0,
             then: Then::Bias,
+            rotation: None,
             c: matrix(0x30_0000, 5, 24),
             second: None,
             variant: None,

@@ -22,9 +22,9 @@ use super::memory::{Floats, Matrix, Tensor};
 use super::norm::{self, Join, NormOutput};
 use super::plan::{self, Limits};
 pub use super::rotary::RotaryTable;
-use super::rotary::{self, Rotate};
+use super::rotary::{self, Rotation};
 use super::tiles::{AttentionTile, GEMM_SM80_TILES};
-use crate::config::HiddenAct;
+use crate::config::{HiddenAct, Rotary};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
@@ -58,6 +58,8 @@ pub struct Product<'a> {
     pub bias: Option<&'a Tensor>,
     /// What follows.
     pub epilogue: Epilogue<'a>,
+    /// What happens after that to the first columns, queries and keys of a packed QKV product.
+    pub rotate: Option<Rotate<'a>>,
     /// `None` leaves the choice to the planner.
     pub variant: Option<GemmVariant>,
     /// Lets the kernel begin, and load weights, while the kernel before it on the stream still runs (programmatic dependent
@@ -68,8 +70,37 @@ pub struct Product<'a> {
 impl<'a> Product<'a> {
     /// `a · wᵀ` and nothing else.
     pub fn new(a: &'a Tensor, w: &'a Tensor) -> Self {
-        Self { a, w, second: None, beside: None, bias: None, epilogue: Epilogue::None, variant: None, overlap: false }
+        let (second, beside, bias, rotate, variant) = (None, None, None, None, None);
+        Self { a, w, second, beside, bias, epilogue: Epilogue::None, rotate, variant, overlap: false }
     }
+}
+
+/// A rotation of queries and keys by positions (arXiv 2104.09864), in place ([`rotate`]), or of what a product stores, to the same bits:
+/// Hopper's kernel can, with tiles whose stores hold both columns of each pair (see [`rotates`]).
+#[derive(Debug, Clone, Copy)]
+pub struct Rotate<'a> {
+    /// Which rows are which sequences.
+    pub batch: &'a Batch,
+    /// The angles.
+    pub table: &'a RotaryTable,
+    /// Query heads and key heads together, from the first column on.
+    pub heads: usize,
+    /// Width of one head.
+    pub head_dim: usize,
+}
+
+impl Rotate<'_> {
+    fn lower(&self, operation: &'static str, stream: &Stream) -> Result<Rotation> {
+        let &Self { batch, table, heads, head_dim } = self;
+        batch.check_device(operation, stream.device())?;
+        check_device(operation, stream, table.device())?;
+        Ok(Rotation::new(table, batch.sequences(), heads, head_dim))
+    }
+}
+
+/// Whether that variant can rotate heads of that width as it finishes them: see [`Rotate`].
+pub fn rotates(variant: GemmVariant, rotary: &Rotary, head_dim: usize) -> bool {
+    gemm::rotates(variant, rotary, head_dim)
 }
 
 /// The ways in which `device` could compute a product of that shape: the portable kernel's, then, on Hopper, those of its
@@ -240,7 +271,7 @@ impl Product<'_> {
     /// As the launchers take it, and its element type.
     fn lower(&self, stream: &Stream, c: Matrix, c_tensor: Option<&Tensor>) -> Result<(Dtype, Gemm)> {
         const OPERATION: &str = "gemm";
-        let &Self { a, w, second, beside, bias, epilogue, variant, overlap } = self;
+        let &Self { a, w, second, beside, bias, epilogue, rotate, variant, overlap } = self;
         let residual = match epilogue {
             Epilogue::Residual(tensor) => Some(tensor),
             _ => None,
@@ -259,7 +290,9 @@ impl Product<'_> {
         let bias = bias.map_or(0, |bias| bias.matrix().pointer);
         let second = second.map(|(a, w)| (a.matrix(), w.matrix()));
         let beside = beside.map(|(a, column)| (a.matrix(), column));
-        Ok((dtype, Gemm { second, beside, variant, overlap, ..Gemm::new(a.matrix(), w.matrix(), bias, then, c) }))
+        let rotation = rotate.map(|rotate| rotate.lower(OPERATION, stream)).transpose()?;
+        let plain = Gemm::new(a.matrix(), w.matrix(), bias, then, c);
+        Ok((dtype, Gemm { second, beside, rotation, variant, overlap, ..plain }))
     }
 }
 
@@ -319,35 +352,21 @@ pub fn record_attentions<'a>(stream: &Stream, attentions: &[Attention<'a>], out:
     Graph::record(stream, || attentions.iter().try_for_each(|of| attention(stream, of, out, None)))
 }
 
-/// Rotates the first `table.rotary().dim` columns of every query and key head of `qkv`, `[rows, (heads + 2 · key_value_heads)
-/// · head_dim]` as [`Attention`] takes it, by the angles of their positions, which are counted from each sequence's start.
-/// Rows of padding are left alone.
+/// Rotates the first `table.rotary().dim` columns of every query and key head of `qkv`, `[rows, heads · head_dim]` or wider (packed as
+/// [`Attention`] takes it), by the angles of their positions, which are counted from each sequence's start. Rows of padding are left
+/// alone.
 ///
 /// # Errors
 /// As [`gemm`]; [`Error::InvalidConfig`] for more dimensions than a head has; [`Error::Mismatch`] for a sequence that is
 /// longer than the table.
-pub fn rotary(
-    stream: &Stream,
-    batch: &Batch,
-    heads: usize,
-    key_value_heads: usize,
-    head_dim: usize,
-    table: &RotaryTable,
-    qkv: &mut Tensor,
-) -> Result<()> {
+pub fn rotate(stream: &Stream, rotate: &Rotate<'_>, qkv: &mut Tensor) -> Result<()> {
     const OPERATION: &str = "rotary";
     let dtype = same_kind(OPERATION, stream, [&*qkv])?;
-    batch.check_device(OPERATION, stream.device())?;
-    check_device(OPERATION, stream, table.device())?;
-    let width = heads.saturating_add(key_value_heads.saturating_mul(2)).saturating_mul(head_dim);
-    check_shape(OPERATION, "QKV", qkv, (batch.shape().rows(), width))?;
-    let heads = heads + key_value_heads;
-    let sequences = batch.sequences();
-    let rotate = Rotate { qkv: qkv.matrix(), table, sequences, heads, head_dim, overlap: false };
+    let rotation = rotate.lower(OPERATION, stream)?;
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;
     // SAFETY: the operands are borrowed, checked, and wait for the device before they are freed.
-    unsafe { rotary::launch(kernels, stream, &rotate) }
+    unsafe { rotary::launch(kernels, stream, qkv.matrix(), &rotation, false) }
 }
 
 /// A layer norm that [`join`] is to make of its sum.

@@ -1,6 +1,7 @@
-//! Launcher of kernels/rotary_sm80.cu: queries and keys rotated in place by their positions.
+//! Queries and keys rotated by their positions: in place, by kernels/rotary_sm80.cu, which this launches, or by Hopper's GEMM on their
+//! way to memory.
 
-use bytemuck::NoUninit;
+use bytemuck::{NoUninit, Zeroable};
 use rayon::prelude::*;
 
 use super::batch::Sequences;
@@ -106,18 +107,81 @@ fn angles(rotary: &Rotary, positions: usize) -> Vec<f32> {
     table
 }
 
-/// One rotation.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rotate<'a> {
-    /// `[rows, …]`, from its first column on `heads` heads of `head_dim` columns to rotate: Q's and K's.
-    pub(super) qkv: Matrix,
-    pub(super) table: &'a RotaryTable,
+/// What of a packed QKV product is rotated, and by what: of `heads` heads from its first column on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Rotation {
+    table: u64,
+    positions: usize,
+    pub(super) rotary: Rotary,
     pub(super) sequences: Sequences,
     /// Query heads and key heads together.
     pub(super) heads: usize,
     pub(super) head_dim: usize,
-    /// Programmatic dependent launch: only the table is read before the kernel before this one has ended. A hint.
-    pub(super) overlap: bool,
+}
+
+/// `Rotation` of kernels/rotation.cuh.
+#[repr(C)]
+#[derive(Clone, Copy, NoUninit, Zeroable)]
+pub(super) struct RotationParams {
+    table: u64,
+    lengths: u64,
+    positions: u64,
+    seq_len: i32,
+    heads: i32,
+    head_dim: i32,
+    dim: i32,
+    neighbours: i32,
+    padding: i32,
+}
+
+impl Rotation {
+    /// Of the first `heads` heads of `head_dim` columns in the rows of `sequences`.
+    pub(super) fn new(table: &RotaryTable, sequences: Sequences, heads: usize, head_dim: usize) -> Self {
+        let &RotaryTable { ref buffer, rotary, positions, .. } = table;
+        Self { table: buffer.pointer(), positions, rotary, sequences, heads, head_dim }
+    }
+
+    /// Columns in which there is something to rotate.
+    pub(super) fn columns(&self) -> usize {
+        self.heads.saturating_mul(self.head_dim)
+    }
+
+    /// As kernels take it.
+    pub(super) fn parameters(&self) -> RotationParams {
+        let &Self { table, rotary, sequences, heads, head_dim, .. } = self;
+        RotationParams {
+            table,
+            lengths: sequences.padding(),
+            positions: sequences.positions,
+            seq_len: sequences.seq_len as i32,
+            heads: heads as i32,
+            head_dim: head_dim as i32,
+            dim: rotary.dim as i32,
+            neighbours: rotary.interleaved.into(),
+            padding: 0,
+        }
+    }
+
+    /// Whether `qkv`'s rows and columns, and the table, are enough.
+    pub(super) fn check(&self, operation: &'static str, qkv: &Matrix) -> Result<()> {
+        let &Self { positions, rotary, sequences, heads, head_dim, .. } = self;
+        sequences.check(operation)?;
+        rotary.check(head_dim)?;
+        if qkv.rows != sequences.rows || heads == 0 || qkv.cols < self.columns() {
+            return Err(Error::mismatch(
+                operation,
+                "QKV",
+                format!("{} × {}", qkv.rows, qkv.cols),
+                format!("{} rows of at least {heads} heads of {head_dim}", sequences.rows),
+            ));
+        }
+        qkv.check_aligned(operation, "QKV")?;
+        if sequences.seq_len > positions {
+            let expected = format!("at most the {positions} positions of the table");
+            return Err(Error::mismatch(operation, "longest sequence", sequences.seq_len, expected));
+        }
+        Ok(())
+    }
 }
 
 /// `RotaryParams` of the kernel.
@@ -125,65 +189,33 @@ pub(super) struct Rotate<'a> {
 #[derive(Clone, Copy, NoUninit)]
 struct Params {
     qkv: u64,
-    table: u64,
-    lengths: u64,
-    positions: u64,
-    seq_len: i32,
+    by: RotationParams,
     ld: i32,
-    heads: i32,
-    head_dim: i32,
-    dim: i32,
     padding: i32,
 }
 
-/// Launches the rotation on `stream`.
+/// Launches the rotation of `qkv` in place on `stream`. `overlap`: programmatic dependent launch, only the table is read before the
+/// kernel before this one has ended; a hint.
 ///
 /// # Safety
 /// As for [`gemm::launch`](super::gemm::launch).
-pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, rotate: &Rotate<'_>) -> Result<()> {
-    let Rotate { table: RotaryTable { buffer, rotary, positions, .. }, .. } = rotate;
-    let index = check(rotate, rotary, *positions)?;
-    let &Rotate { qkv, sequences, heads, head_dim, .. } = rotate;
-    let parameters = Params {
-        qkv: qkv.pointer,
-        table: buffer.pointer(),
-        lengths: sequences.padding(),
-        positions: sequences.positions,
-        seq_len: sequences.seq_len as i32,
-        ld: qkv.stride as i32,
-        heads: heads as i32,
-        head_dim: head_dim as i32,
-        dim: rotary.dim as i32,
-        padding: 0,
-    };
-    let grid = Grid { overlap: rotate.overlap && kernels.overlaps, ..Grid::new(sequences.rows, 1) };
-    // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
-    unsafe { kernels.rotary[index].launch(stream, grid, &parameters) }
-}
-
-/// Index of the kernel, if everything fits.
-fn check(rotate: &Rotate<'_>, rotary: &Rotary, positions: usize) -> Result<usize> {
-    const OPERATION: &str = "rotary";
-    let &Rotate { qkv, sequences, heads, head_dim, .. } = rotate;
-    sequences.check(OPERATION)?;
-    rotary.check(head_dim)?;
-    if qkv.rows != sequences.rows || heads == 0 || qkv.cols < heads.saturating_mul(head_dim) {
-        return Err(Error::mismatch(
-            OPERATION,
-            "QKV",
-            format!("{} × {}", qkv.rows, qkv.cols),
-            format!("{} rows of at least {heads} heads of {head_dim}", sequences.rows),
-        ));
-    }
-    qkv.check_aligned(OPERATION, "QKV")?;
-    if sequences.seq_len > positions {
-        let expected = format!("at most the {positions} positions of the table");
-        return Err(Error::mismatch(OPERATION, "longest sequence", sequences.seq_len, expected));
-    }
-    RotaryKernel::choose(rotary, head_dim).ok_or_else(|| Error::Unsupported {
+pub(super) unsafe fn launch(
+    kernels: &Kernels,
+    stream: &Stream,
+    qkv: Matrix,
+    rotation: &Rotation,
+    overlap: bool,
+) -> Result<()> {
+    rotation.check("rotary", &qkv)?;
+    let &Rotation { rotary, sequences, head_dim, .. } = rotation;
+    let index = RotaryKernel::choose(&rotary, head_dim).ok_or_else(|| Error::Unsupported {
         what: format!("rotary embedding of {} of {head_dim} dimensions on a GPU", rotary.dim),
         remedy: "use fewer, or a multiple of 16, or --backend cpu".into(),
-    })
+    })?;
+    let parameters = Params { qkv: qkv.pointer, by: rotation.parameters(), ld: qkv.stride as i32, padding: 0 };
+    let grid = Grid { overlap: overlap && kernels.overlaps, ..Grid::new(sequences.rows, 1) };
+    // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
+    unsafe { kernels.rotary[index].launch(stream, grid, &parameters) }
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@
 //!
 //! `[QKV|W1]` is one product, of weights side by side along N; `[W2|Wo]` one along both Ks, which adds the residual too, so that
 //! its join has but the norm to do; or, of few rows, one in parts of K, whose sums the join adds up. So may SAF's Wo and W2, each of
-//! which a join follows, and `hybrid`'s Wo. Between QKV and attention, queries and keys are rotated in place where the layer has rotary
-//! embeddings.
+//! which a join follows, and `hybrid`'s Wo. Where the layer has rotary embeddings, the product rotates queries and keys as it finishes them;
+//! where its kernel or tile cannot, another kernel does, in place, between it and attention.
 //!
 //! A gated FFN's first product makes the gate's columns beside the inner layer's (`W1` above means both), and one kernel more
 //! multiplies them, in place, before the second product: after W1 on its stream; in `fused` before attention; in `hybrid`
@@ -68,7 +68,7 @@ use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
 use super::plan::{self, LayerProduct, Plan};
-use super::rotary::{self, Rotate};
+use super::rotary::{self, Rotation};
 use super::workspace::{Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
 use crate::error::Result;
@@ -101,10 +101,13 @@ pub(super) unsafe fn forward(
     let config = &encoder.config().layer;
     let kernels = encoder.device().kernels(encoder.dtype())?;
     let scratch = workspace.scratch(batch.shape().rows());
-    let attention = plan::attention_of(config, plan, batch, scratch.qkv, scratch.context);
+    let attention = plan::attention_of(kernels, encoder.device(), config, plan, batch)?;
+    let attention = Attention { qkv: scratch.qkv, out: scratch.context, ..attention };
     let variant = attention.variant.map_or_else(|| attention::planned(kernels, encoder.device(), &attention), Ok)?;
     let attention = Attention { variant: Some(variant), ..attention };
-    let run = Run { config, plan, kernels, batch, attention, scratch, streams };
+    let heads = config.num_attention_heads + config.num_key_value_heads;
+    let rotation = workspace.rotary().map(|table| Rotation::new(table, batch.sequences(), heads, config.head_dim));
+    let run = Run { config, plan, kernels, batch, attention, rotation, scratch, streams };
     let layers = &layers[..encoder.config().num_hidden_layers];
     let enqueue = || {
         run.streams.enter(caller)?;
@@ -133,6 +136,8 @@ struct Run<'a> {
     batch: &'a Batch,
     /// Its variant is chosen.
     attention: Attention,
+    /// Of queries and keys, if they are rotated.
+    rotation: Option<Rotation>,
     scratch: Scratch,
     streams: Streams<'a>,
 }
@@ -199,11 +204,11 @@ impl Run<'_> {
                     Ok(Sum { addends: [Some(x), Some(attention_out), Some(ffn_out)], parts: None })
                 }
                 Schedule::Fused => {
-                    let ready = self.first_products(attention, layer, inputs, wide)?;
+                    let made = self.first_products(attention, layer, inputs, wide)?;
                     // Before attention, so that what makes `inner` is still what attention, or the rotation before it, waits
                     // for before the next kernel may begin: `first_early` below relies on that.
                     self.gate(attention)?;
-                    self.attend(attention, true, ready)?;
+                    self.attend(attention, true, made)?;
                     // The FFN's part of K first: it is there before this begins, and attention's time passes under it.
                     let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
                     let second = Some((context, layer.w_o));
@@ -211,9 +216,9 @@ impl Run<'_> {
                     self.product_for_join(attention, LayerProduct::WideSecond, both, x)
                 }
                 Schedule::Hybrid => {
-                    let ready = self.first_products(attention, layer, inputs, wide)?;
+                    let made = self.first_products(attention, layer, inputs, wide)?;
                     self.streams.fork(self.kernels)?;
-                    self.attend(attention, false, ready)?;
+                    self.attend(attention, false, made)?;
                     // After the fork, and so after the whole wide product, of which it shares no column with attention.
                     self.gate(ffn)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
@@ -228,29 +233,29 @@ impl Run<'_> {
     }
 
     /// `[qkv | first] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`, or, if there is a gate, without the activation: one product, if the
-    /// kernel can take both inputs. What attention may wait for instead of its end, if there is something.
+    /// kernel can take both inputs.
     unsafe fn first_products(
         &self,
         lane: &Lane<'_>,
         layer: &DeviceLayer,
         inputs: [Matrix; 2],
         wide: Matrix,
-    ) -> Result<Option<Count>> {
+    ) -> Result<Qkv> {
         let Scratch { qkv, first, .. } = self.scratch;
         let [n_1, n_2] = inputs;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, self.then(qkv.cols), wide);
             if n_1 == n_2 {
-                return self.wide_first(lane, both);
+                return self.qkv_product(lane, LayerProduct::WideFirst, both);
             }
             if gemm::takes_two_inputs(self.kernels) {
                 let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
-                return self.wide_first(lane, both);
+                return self.qkv_product(lane, LayerProduct::WideFirst, both);
             }
             self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, self.then(0), first))?;
-            self.product(lane, LayerProduct::Qkv, Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
-            Ok(None)
+            let own = Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv);
+            self.qkv_product(lane, LayerProduct::Qkv, own)
         }
     }
 
@@ -266,22 +271,21 @@ impl Run<'_> {
         let Scratch { qkv, context, .. } = self.scratch;
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            self.product(lane, LayerProduct::Qkv, Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv))?;
-            self.attend(lane, false, None)?;
+            let product = Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv);
+            let made = self.qkv_product(lane, LayerProduct::Qkv, product)?;
+            self.attend(lane, false, made)?;
         }
         Ok(Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, out))
     }
 
     /// `context = softmax(QKᵀ/√d)·V`, Q and K rotated by their positions if the layer does that.
-    unsafe fn attend(&self, lane: &Lane<'_>, early: bool, ready: Option<Count>) -> Result<()> {
-        let Attention { qkv, sequences, heads, key_value_heads, head_dim, .. } = self.attention;
+    unsafe fn attend(&self, lane: &Lane<'_>, early: bool, made: Qkv) -> Result<()> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
-            if let Some(table) = self.streams.workspace.rotary() {
-                let (heads, overlap) = (heads + key_value_heads, lane.overlap());
-                rotary::launch(self.kernels, lane.stream, &Rotate { qkv, table, sequences, heads, head_dim, overlap })?;
+            if let Some(rotation) = &made.to_rotate {
+                rotary::launch(self.kernels, lane.stream, self.scratch.qkv, rotation, lane.overlap())?;
             }
-            let attention = Attention { overlap: lane.overlap(), early, ready, ..self.attention };
+            let attention = Attention { overlap: lane.overlap(), early, ready: made.ready, ..self.attention };
             attention::launch(self.kernels, lane.stream, &attention)
         }
     }
@@ -329,23 +333,28 @@ impl Run<'_> {
         unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { variant, overlap: lane.overlap(), ..gemm }) }
     }
 
-    /// The wide first product. Attention may begin with its first columns, Q, K and V, while the FFN's are still being made; not with
-    /// a kernel between the two on their stream: one that rotates these, or the gate's where there is one stream.
-    unsafe fn wide_first(&self, lane: &Lane<'_>, gemm: Gemm) -> Result<Option<Count>> {
-        let (variant, ready) = (
-            self.plan.product(LayerProduct::WideFirst),
-            Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols },
-        );
-        let gemm = Gemm { variant, overlap: lane.overlap(), ..gemm };
-        let attention = Attention { overlap: lane.overlaps && self.attention.beside, ..self.attention };
+    /// A product whose first columns are Q, K and V, of which it rotates Q and K if the layer does that and the kernel can.
+    ///
+    /// With the wide one attention may begin while the FFN's columns are still being made; not with a kernel between the two on their
+    /// stream: one that rotates, or the gate's where there is one stream.
+    unsafe fn qkv_product(&self, lane: &Lane<'_>, product: LayerProduct, gemm: Gemm) -> Result<Qkv> {
+        let (variant, rotation, device) = (self.plan.product(product), self.rotation, lane.stream.device());
+        let gemm = gemm::settled(self.kernels, device, Gemm { variant, rotation, ..gemm })?;
+        let gemm = Gemm { overlap: lane.overlap(), ..gemm };
+        let to_rotate = rotation.filter(|_| gemm.rotation.is_none());
+        let beside = product == LayerProduct::WideFirst && self.attention.beside && to_rotate.is_none();
+        let attention = Attention { overlap: lane.overlaps && beside, ..self.attention };
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
-        unsafe {
-            if attention::waits_for_count(self.kernels, lane.stream.device(), &attention)? {
-                return gemm::launch_counted(self.kernels, lane.stream, &gemm, ready);
+        let ready = unsafe {
+            if attention::waits_for_count(self.kernels, device, &attention)? {
+                let ready = Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols };
+                gemm::launch_counted(self.kernels, lane.stream, &gemm, ready)?
+            } else {
+                gemm::launch(self.kernels, lane.stream, &gemm)?;
+                None
             }
-            gemm::launch(self.kernels, lane.stream, &gemm)?;
-        }
-        Ok(None)
+        };
+        Ok(Qkv { to_rotate, ready })
     }
 
     /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster.
@@ -407,6 +416,15 @@ impl Run<'_> {
         let two = self.config.design == Design::PafPreNormTwo;
         [Some(norm_1(layer, normed_1)), two.then(|| norm_2(layer, normed_2))]
     }
+}
+
+/// What the product of Q, K and V leaves to attention.
+#[derive(Clone, Copy)]
+struct Qkv {
+    /// What it could not rotate itself.
+    to_rotate: Option<Rotation>,
+    /// What attention may wait for instead of its end.
+    ready: Option<Count>,
 }
 
 /// What a join adds up.

@@ -1,6 +1,7 @@
 //! The tables of kernels/tiles.cuh, as the build script read them.
 
 use super::gemm::Cluster;
+use crate::config::Rotary;
 
 /// Elements along K in a stage of either GEMM.
 pub(crate) const GEMM_TILE_K: usize = 64;
@@ -108,6 +109,19 @@ impl Sm90GemmTile {
         }
     }
 
+    /// Whether it can rotate queries and keys as it finishes them: `BoxRotation` of kernels/gemm_sm90_rotate.cuh. A box of C must hold
+    /// both of each pair, and be of one head or of whole ones; pieces of four columns in it, a power of two of each head.
+    pub(crate) fn rotates(&self, rotary: &Rotary, head_dim: usize) -> bool {
+        let (columns, _) = self.c_box();
+        let pieces = |of: usize| of.is_multiple_of(4) && (of / 4).is_power_of_two();
+        let whole = head_dim.is_multiple_of(columns) || columns.is_multiple_of(head_dim);
+        whole
+            && match rotary.interleaved {
+                true => rotary.dim.is_multiple_of(columns) || pieces(rotary.dim % columns),
+                false => rotary.dim <= columns && pieces(rotary.dim / 2),
+            }
+    }
+
     pub(crate) const fn stage_bytes(&self) -> usize {
         (self.m + self.n) * GEMM_TILE_K * 2
     }
@@ -198,3 +212,36 @@ impl Sm90AttentionTile {
 }
 
 include!(concat!(env!("OUT_DIR"), "/tiles.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_rotated_where_a_box_of_c_holds_both() {
+        let rotates = |name: &str, head_dim, dim, interleaved| {
+            let tile = GEMM_SM90_TILES.iter().find(|tile| tile.name == name).unwrap();
+            tile.rotates(&Rotary { dim, base: 1e4, interleaved }, head_dim)
+        };
+        // Boxes of 64 columns.
+        for name in ["128x128", "128x128t", "128x192", "16x64"] {
+            // Pythia, Falcon, GPT-J, Command-R; two heads in a box.
+            for (head_dim, dim, interleaved) in
+                [(128, 32, false), (64, 64, false), (256, 64, true), (128, 128, true), (32, 32, false)]
+            {
+                assert!(rotates(name, head_dim, dim, interleaved), "{name} {head_dim} {dim}");
+            }
+            // Pairs further apart than a box is wide; heads that begin amid one; pieces that are no power of two.
+            for (head_dim, dim, interleaved) in
+                [(128, 128, false), (80, 32, false), (96, 32, true), (128, 96, false), (128, 48, true), (64, 4, false)]
+            {
+                assert!(!rotates(name, head_dim, dim, interleaved), "{name} {head_dim} {dim}");
+            }
+        }
+        // Of 32.
+        for name in ["128x224", "128x96"] {
+            assert!(rotates(name, 128, 32, false) && rotates(name, 96, 32, false) && rotates(name, 256, 64, true));
+            assert!(!rotates(name, 64, 64, false) && !rotates(name, 80, 32, true));
+        }
+    }
+}

@@ -36,6 +36,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     cases.extend(parts::cases(device));
     cases.extend(attention::cases(device));
     cases.extend(rotary::cases(device));
+    cases.extend(rotary::product_cases(device));
     cases.extend(gate::cases(device));
     cases.extend(join_cases(device));
     cases.extend(embed::cases(device));

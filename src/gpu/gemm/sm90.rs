@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use bytemuck::NoUninit;
+use bytemuck::{NoUninit, Zeroable};
 
 use super::{Cluster, Gemm, GemmVariant};
 use crate::dtype::Dtype;
@@ -12,6 +12,7 @@ use crate::gpu::device::{Device, Stream};
 use crate::gpu::launch::{Function, Grid, Module, TensorMap};
 use crate::gpu::memory::Matrix;
 use crate::gpu::plan::{self, Limits};
+use crate::gpu::rotary::RotationParams;
 use crate::gpu::tiles::{GEMM_MAX_PARTS, GEMM_SM90_TILES, Sm90GemmTile};
 
 /// The kernels of one element type.
@@ -57,6 +58,7 @@ struct Params {
     residual_map: TensorMap,
     bias: u64,
     sums: u64,
+    rotation: RotationParams,
     ready: u64,
     m: i32,
     n: i32,
@@ -76,7 +78,7 @@ struct Params {
     columns_before: i32,
     ready_columns: i32,
     first_early: i32,
-    padding: [i32; 7],
+    padding: [i32; 11],
 }
 
 impl Sm90Gemm {
@@ -155,6 +157,9 @@ impl Sm90Gemm {
                 "a variant in parts and room, or neither",
             ));
         }
+        if gemm.rotation.is_some_and(|by| !tile.rotates(&by.rotary, by.head_dim)) {
+            return Err(super::no_rotation(GemmVariant::Sm90 { tile: tile_index, cluster, stages }));
+        }
         let device = stream.device();
         let ((m, n), (activation, activation_from, residual)) = (gemm.shape(), gemm.epilogue());
         let ((cluster_n, cluster_m), split, size) = (cluster.shared(), cluster.split(), cluster.blocks());
@@ -172,6 +177,7 @@ impl Sm90Gemm {
             residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
             sums: gemm.sums,
+            rotation: gemm.rotation.map_or_else(RotationParams::zeroed, |rotation| rotation.parameters()),
             ready: gemm.ready.map_or(0, |ready| ready.counters),
             m: m as i32,
             n: n as i32,
@@ -191,7 +197,7 @@ impl Sm90Gemm {
             columns_before: if edge > 0 { before as i32 } else { i32::MAX },
             ready_columns: gemm.ready.map_or(0, |ready| ready.columns as i32),
             first_early: gemm.first_early.into(),
-            padding: [0; 7],
+            padding: [0; 11],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;

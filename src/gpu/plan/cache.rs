@@ -127,10 +127,11 @@ impl BatchKey {
 /// The kernels of this build, and the code that estimates and launches: what a plan leaves open depends on these.
 fn build() -> &'static str {
     static BUILD: OnceLock<String> = OnceLock::new();
-    const LAUNCHERS: [&[u8]; 14] = [
+    const LAUNCHERS: [&[u8]; 16] = [
         include_bytes!("../plan.rs"),
         include_bytes!("candidates.rs"),
         include_bytes!("../schedule.rs"),
+        include_bytes!("../schedule/streams.rs"),
         include_bytes!("../workspace.rs"),
         include_bytes!("../launch.rs"),
         include_bytes!("../tiles.rs"),
@@ -142,6 +143,7 @@ fn build() -> &'static str {
         include_bytes!("../attention/sm90.rs"),
         include_bytes!("../norm.rs"),
         include_bytes!("../rotary.rs"),
+        include_bytes!("../gate.rs"),
     ];
     BUILD.get_or_init(|| {
         let kernels = ptx::MODULES.iter().flat_map(|module| [module.name.as_bytes(), module.compressed()]);

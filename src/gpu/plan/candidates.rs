@@ -10,7 +10,6 @@ use crate::gpu::device::Device;
 use crate::gpu::gemm::{self, Meanwhile, Shape};
 use crate::gpu::kernel;
 use crate::gpu::launch::Kernels;
-use crate::gpu::memory::Matrix;
 use crate::gpu::tiles::GEMM_TILE_K;
 
 /// A product as a schedule launches it.
@@ -81,25 +80,41 @@ pub(super) fn products(
 
 /// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, and no kernel rotates
 /// queries, or gates the FFN on the same stream, in between.
-fn attention_is_beside(config: &LayerConfig, plan: &Plan) -> bool {
-    config.rotary.is_none()
-        && match plan.schedule() {
-            Schedule::Serial | Schedule::TwoStream => false,
-            Schedule::Fused => !config.gated,
-            Schedule::Hybrid => true,
-        }
+fn attention_is_beside(
+    kernels: &Kernels,
+    device: &Device,
+    config: &LayerConfig,
+    plan: &Plan,
+    rows: usize,
+) -> Result<bool> {
+    let wide = match plan.schedule() {
+        Schedule::Serial | Schedule::TwoStream => false,
+        Schedule::Fused => !config.gated,
+        Schedule::Hybrid => true,
+    };
+    let Some(rotary) = config.rotary.filter(|_| wide) else {
+        return Ok(wide);
+    };
+    let two_inputs = gemm::takes_two_inputs(kernels);
+    let products = products(config, plan.schedule(), rows, two_inputs, Meanwhile::default());
+    let Some(first) = products.iter().find(|launched| launched.product == LayerProduct::WideFirst) else {
+        return Ok(false);
+    };
+    let planned = || gemm::planned(kernels, device, first.estimated(), first.limits);
+    let variant = plan.product(first.product).map_or_else(planned, Ok)?;
+    Ok(gemm::rotates(variant, &rotary, config.head_dim))
 }
 
-/// A layer's attention as the plan has it; its variant is left to the estimate where the plan names none.
+/// A layer's attention as the plan has it, without operands; its variant is left to the estimate where the plan names none.
 pub(in crate::gpu) fn attention_of(
+    kernels: &Kernels,
+    device: &Device,
     config: &LayerConfig,
     plan: &Plan,
     batch: &Batch,
-    qkv: Matrix,
-    out: Matrix,
-) -> Attention {
-    let (variant, beside) = (plan.attention(), attention_is_beside(config, plan));
-    Attention { variant, beside, ..Attention::of_layer(config, batch, qkv, out) }
+) -> Result<Attention> {
+    let beside = attention_is_beside(kernels, device, config, plan, batch.shape().rows())?;
+    Ok(Attention { variant: plan.attention(), beside, ..Attention::of_layer(config, batch) })
 }
 
 /// What candidates are made for.
@@ -120,20 +135,18 @@ impl Setting<'_> {
     /// The plan's products.
     pub(super) fn products(&self, plan: &Plan) -> Result<Vec<Launched>> {
         let two_inputs = gemm::takes_two_inputs(self.kernels);
-        let meanwhile = attention::takes(self.kernels, self.device, &self.attention(plan))?;
+        let meanwhile = attention::takes(self.kernels, self.device, &self.attention(plan)?)?;
         Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, meanwhile))
     }
 
-    /// Attention of the layer; there are no operands yet.
-    fn attention(&self, plan: &Plan) -> Attention {
-        let nothing = Matrix { pointer: 0, rows: 0, cols: 0, stride: 0 };
-        attention_of(self.config, plan, self.batch, nothing, nothing)
+    fn attention(&self, plan: &Plan) -> Result<Attention> {
+        attention_of(self.kernels, self.device, self.config, plan, self.batch)
     }
 
     /// The plan with each of the other ways to compute attention that the kernel in use has, products being left to the
     /// estimate, which depends on what attention leaves free.
     pub(super) fn other_attentions(&self, plan: &Plan) -> Result<Vec<Plan>> {
-        let planned = attention::planned(self.kernels, self.device, &self.attention(plan))?;
+        let planned = attention::planned(self.kernels, self.device, &self.attention(plan)?)?;
         let others = self.attentions(planned).filter(|&variant| variant != plan.attention().unwrap_or(planned));
         Ok(others.map(|variant| Plan::from(plan.schedule()).with_attention(variant)).collect())
     }
@@ -160,7 +173,7 @@ impl Setting<'_> {
             return Ok(false);
         }
         if let Some(variant) = plan.attention() {
-            let planned = attention::planned(self.kernels, self.device, &self.attention(plan))?;
+            let planned = attention::planned(self.kernels, self.device, &self.attention(plan)?)?;
             if !self.attentions(planned).any(|known| known == variant) {
                 return Ok(false);
             }
