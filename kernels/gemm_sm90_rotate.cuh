@@ -13,7 +13,7 @@ __device__ __forceinline__ uint32_t vector_of_box(uint32_t box, int row, int vec
 
 // Whether some of the columns from that one on may be rotated.
 __device__ __forceinline__ bool is_rotated(const GemmParams& p, int column) {
-    return column < p.rotation.heads * p.rotation.head_dim;
+    return __builtin_expect(column < p.rotated, 0);
 }
 
 // A box of rows of C from `row` and columns from `column` on, where the warpgroup has met after it put all in place. Both of a pair

@@ -15,13 +15,13 @@ struct GemmParams {
     TensorMap c[2], r;     // boxes of 64 columns and CHUNK rows (8 under split); c[1] from a_from on; r if `residual`
     const void* bias;      // [N] or null
     float* sums;           // [parts][M][N], where parts of K leave their sums instead of C; null if they do not
-    Rotation rotation;     // of the first heads · head_dim columns; no heads: none
     unsigned* ready;       // counts the tiles, of each warpgroup that has some of it, that are in memory; or null. See counters.cuh
     int m, n;
     // First step of 64 along the K of each pair, of each part that K is split into, and one past the last.
     int first_step[2][GEMM_MAX_PARTS + 1];
     int activation;            // of activation.cuh
     int activation_from;       // first column that gets it; n or more: none
+    int rotated;               // columns, the first ones, of queries and keys to rotate; 0: none
     int residual;              // 0 or 1
     int log2_n, log2_m;        // blocks that share operands, 2^ of each
     int log2_split;            // blocks of a cluster that share K, 2^
@@ -33,6 +33,7 @@ struct GemmParams {
     int columns_before; // of tiles (clusters' tiles), up to there; more than there are if there is no such column
     int ready_columns;   // only those that begin before this column
     int first_early;    // whether the first pair's A and the residual are complete when this begins: then only the second A waits
+    Rotation rotation;  // last, and read if something is rotated only: a first look at a line of parameters costs 0.3 µs
 };
 
 // The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.

@@ -58,13 +58,13 @@ struct Params {
     residual_map: TensorMap,
     bias: u64,
     sums: u64,
-    rotation: RotationParams,
     ready: u64,
     m: i32,
     n: i32,
     first_step: [[i32; GEMM_MAX_PARTS + 1]; 2],
     activation: i32,
     activation_from: i32,
+    rotated: i32,
     residual: i32,
     log2_n: i32,
     log2_m: i32,
@@ -78,7 +78,8 @@ struct Params {
     columns_before: i32,
     ready_columns: i32,
     first_early: i32,
-    padding: [i32; 11],
+    rotation: RotationParams,
+    padding: [i32; 10],
 }
 
 impl Sm90Gemm {
@@ -177,13 +178,13 @@ impl Sm90Gemm {
             residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
             sums: gemm.sums,
-            rotation: gemm.rotation.map_or_else(RotationParams::zeroed, |rotation| rotation.parameters()),
             ready: gemm.ready.map_or(0, |ready| ready.counters),
             m: m as i32,
             n: n as i32,
             first_step: first_steps(steps, split * cluster.parts()),
             activation,
             activation_from,
+            rotated: gemm.rotation.map_or(0, |rotation| rotation.columns() as i32),
             residual: i32::from(residual.is_some()),
             log2_n: cluster_n.ilog2() as i32,
             log2_m: cluster_m.ilog2() as i32,
@@ -197,7 +198,8 @@ impl Sm90Gemm {
             columns_before: if edge > 0 { before as i32 } else { i32::MAX },
             ready_columns: gemm.ready.map_or(0, |ready| ready.columns as i32),
             first_early: gemm.first_early.into(),
-            padding: [0; 11],
+            rotation: gemm.rotation.map_or_else(RotationParams::zeroed, |rotation| rotation.parameters()),
+            padding: [0; 10],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;
