@@ -1,6 +1,6 @@
 // From a consumer warpgroup's accumulators to C, for Hopper's GEMM (gemm_sm90.cu): bias, activation, residual, then through
-// shared memory, where stmatrix puts 16-byte vectors together and queries and keys are rotated, to TMA. One struct a kind of tile; `begin` before a tile's
-// products, so that what it loads arrives meanwhile, and `end` after them.
+// shared memory, where stmatrix puts 16-byte vectors together and queries and keys are rotated, to TMA. One struct a kind of tile;
+// `begin` before a tile's products, so that what it loads arrives meanwhile, and `end` after them.
 #pragma once
 #include "activation.cuh"
 #include "gemm_sm90_rotate.cuh"

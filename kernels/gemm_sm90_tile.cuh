@@ -33,7 +33,7 @@ struct GemmParams {
     int columns_before; // of tiles (clusters' tiles), up to there; more than there are if there is no such column
     int ready_columns;   // only those that begin before this column
     int first_early;    // whether the first pair's A and the residual are complete when this begins: then only the second A waits
-    Rotation rotation;  // last, and read if something is rotated only: a first look at a line of parameters costs 0.3 µs
+    Rotation rotation;  // read if something is rotated only, and so last: apart from what every tile reads
 };
 
 // The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
