@@ -12,7 +12,8 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-/// What is compiled: source, PTX target, and whether it is compiled once for each element type.
+/// What is compiled: source, PTX target, and whether it is compiled once for each element type (and, Hopper's GEMM, for each of what
+/// products end in).
 const SOURCES: [(&str, &str, bool); 11] = [
     ("gemm_sm80", "compute_80", true),
     ("gemm_sm90", "compute_90a", true),
@@ -26,7 +27,7 @@ const SOURCES: [(&str, &str, bool); 11] = [
     ("embed_sm80", "compute_80", true),
     ("probe_sm80", "compute_80", false),
 ];
-const HEADERS: [&str; 11] = [
+const HEADERS: [&str; 12] = [
     "ptx.cuh",
     "element.cuh",
     "activation.cuh",
@@ -36,17 +37,29 @@ const HEADERS: [&str; 11] = [
     "gemm_sm90_finish.cuh",
     "gemm_sm90_rotate.cuh",
     "norm.cuh",
+    "norm_rows.cuh",
     "rotary.cuh",
     "rotation.cuh",
 ];
 /// The element types: the macro's value in the kernels, the suffix of the module.
 const ELEMENTS: [(&str, &str); 2] = [("Bf16", "bf16"), ("F16", "f16")];
 
+/// What products of Hopper's GEMM end in: the macro's value in the kernels, the middle of the module's name.
+const GEMM_SM90_ENDS: [(&str, &str); 6] = [
+    ("LINEAR", "linear"),
+    ("GELU", "gelu"),
+    ("GELU_NEW", "gelu_new"),
+    ("RELU", "relu"),
+    ("SPLIT", "split"),
+    ("SUMS", "sums"),
+];
+
 struct Module {
     name: String,
     target: &'static str,
     source: &'static str,
-    element: Option<&'static str>,
+    /// Macros: name and value.
+    macros: Vec<(&'static str, &'static str)>,
 }
 
 fn main() -> Result<()> {
@@ -84,12 +97,21 @@ fn main() -> Result<()> {
 fn modules() -> Vec<Module> {
     let mut modules = Vec::new();
     for (source, target, per_element) in SOURCES {
-        if per_element {
-            for (element, suffix) in ELEMENTS {
-                modules.push(Module { name: format!("{source}_{suffix}"), target, source, element: Some(element) });
-            }
-        } else {
-            modules.push(Module { name: source.to_owned(), target, source, element: None });
+        let whole = Module { name: source.to_owned(), target, source, macros: Vec::new() };
+        let with = |module: &Module, name, value, suffix| {
+            let macros = [module.macros.as_slice(), &[(name, value)]].concat();
+            Module { name: format!("{}_{suffix}", module.name), macros, ..*module }
+        };
+        let ends = match source {
+            "gemm_sm90" => GEMM_SM90_ENDS.map(|(value, suffix)| with(&whole, "PAF_ENDS", value, suffix)).into(),
+            _ => vec![whole],
+        };
+        match per_element {
+            true => modules.extend(
+                ends.iter()
+                    .flat_map(|module| ELEMENTS.map(|(value, suffix)| with(module, "PAF_ELEMENT", value, suffix))),
+            ),
+            false => modules.extend(ends),
         }
     }
     modules
@@ -100,7 +122,7 @@ fn compile(nvcc: &Path, kernels: &Path, out: &Path, module: &Module) -> Result<(
     command
         .args(["-std=c++17", "-O3", "-ptx", "--Werror=all-warnings"])
         .arg(format!("-gencode=arch={0},code={0}", module.target))
-        .args(module.element.map(|element| format!("-DPAF_ELEMENT={element}")))
+        .args(module.macros.iter().map(|(name, value)| format!("-D{name}={value}")))
         .arg(kernels.join(module.source).with_extension("cu"))
         .arg("-o")
         .arg(out.join(&module.name).with_extension("ptx"));

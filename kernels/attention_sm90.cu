@@ -124,6 +124,7 @@ struct Attention {
             if (ptx::elect_one()) {
                 ptx::tensor_map_prefetch(&p.q);
                 ptx::tensor_map_prefetch(&p.kv);
+#pragma unroll 1
                 for (int s = 0; s < STAGES; ++s) {
                     ptx::barrier_init(at.full + s * 8, 1);
                     ptx::barrier_init(at.empty + s * 8, WARPGROUPS);
@@ -189,6 +190,7 @@ struct Attention {
                 ring.advance();
             };
             // What is read at a step: its K, and V of the step before.
+#pragma unroll 1
             for (int step = 0; step <= tile.steps; ++step) {
                 if (step < tile.steps) next(p.k_column, step);
                 if (step == 0) {
@@ -264,6 +266,7 @@ struct Attention {
             clear(at.stages + of_v.stage * STAGE, tile.length - last_key0, me);
         }
 
+#pragma unroll 1
         for (int step = 1; step < tile.steps; ++step) {
             const Ring of_k = ring;
             ring.advance();
@@ -385,6 +388,7 @@ struct Attention {
     // the same.
     static __device__ __forceinline__ void clear(uint32_t tile, int from, const Consumer& me) {
         constexpr int VECTORS = ROW_BYTES / 16;
+#pragma unroll 1
         for (int i = from * VECTORS + threadIdx.x % 128; i < BN * VECTORS; i += 128)
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) ptx::shared_clear_16(tile + c * BN * ROW_BYTES + i * 16);

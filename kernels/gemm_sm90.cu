@@ -28,6 +28,12 @@
 // of two pairs, A of the first too if the host knows that it is complete. Tiles of the first columns can be counted as they reach
 // memory (counters.cuh), for a kernel that needs no others.
 //
+// It is compiled once for each way in which products end (`Ends` in gemm_sm90_tile.cuh), and what is not unrolled for speed is not
+// unrolled at all: few tokens' blocks run all but the ring's loop once, and wait for instructions more than for anything else. One
+// kernel that could end in every way had 90 KB of them for 128×128; apart they have 17 to 49. On an H100, schedules as estimated, ms,
+// one kernel → one for each end → loops rolled, too: RoBERTa-large 1 × 128 SAF 0.755 → 0.690 → 0.679, fused PAF 0.505 → 0.484 → 0.479;
+// 1 × 512 SAF 1.207 → 1.115 → 1.106, PAF 0.957 → 0.856 → 0.835; pythia-1.4b 1 × 128 SAF 1.530 → 1.380 → 1.371, PAF 1.301 → 1.269 → 1.264.
+//
 // Tried on an H200, and what came of it:
 //   Barriers of cluster scope with release or acquire: a fence of the whole device each step, half the speed. Relaxed ones do.
 //   One producer thread for both operands: 128×3072×1024 took 6.3 µs, not 5.4. Each step's instructions are what limits narrow
@@ -65,25 +71,25 @@ struct Gemm {
     static __device__ __forceinline__ void run(const GemmParams& p) {
         extern __shared__ __align__(1024) unsigned char shared[];
         const int warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-        const int log2_cluster = p.log2_n + p.log2_m + p.log2_split;
-        const bool split = p.log2_split > 0;
+        const int log2_cluster = p.log2_n + p.log2_m + log2_split_of(p);
 
         Place at;
         at.stages = ptx::shared_address(shared);
         at.output = at.stages + p.stages * STAGE;
-        at.full = at.output + (p.sums == nullptr ? CONSUMERS * Tile::BUFFERS * Tile::CHUNK_BYTES : 0);
+        at.full = at.output + (LEAVES_SUMS ? 0 : CONSUMERS * Tile::BUFFERS * Tile::CHUNK_BYTES);
         at.empty = at.full + GEMM_MAX_STAGES * 8;
         at.residual = at.empty + GEMM_MAX_STAGES * 8;
         at.sums_full = at.residual + CONSUMERS * 2 * 8;
         at.sums = at.sums_full + 16;
         at.rank = log2_cluster > 0 ? ptx::cluster_rank() : 0;
-        at.rank_n = split ? 0 : at.rank & ((1 << p.log2_n) - 1);
-        at.rank_m = split ? 0 : at.rank >> p.log2_n;
+        at.rank_n = IS_SPLIT ? 0 : at.rank & ((1 << p.log2_n) - 1);
+        at.rank_m = IS_SPLIT ? 0 : at.rank >> p.log2_n;
 
         if (warp == W_WARP) {
             if (ptx::elect_one()) {
                 ptx::tensor_map_prefetch(&p.w[0]);
                 const int sharers = (1 << p.log2_n) + (1 << p.log2_m) - 1;
+#pragma unroll 1
                 for (int s = 0; s < p.stages; ++s) {
                     ptx::barrier_init(at.full + s * 8, 2);  // both producers
                     ptx::barrier_init(at.empty + s * 8, Tile::READERS * sharers);
@@ -91,7 +97,7 @@ struct Gemm {
                 for (int i = 0; i < CONSUMERS * 2; ++i) ptx::barrier_init(at.residual + i * 8, 1);
                 ptx::barrier_init(at.sums_full, 1);
                 ptx::barrier_init_fence();
-                if (split) {
+                if (IS_SPLIT) {
                     const auto units = Tile::own_units(p, at);
                     ptx::barrier_expect(at.sums_full, (units.end - units.first) * CONSUMERS * Tile::PART_BYTES << p.log2_split);
                 }
@@ -119,7 +125,7 @@ struct Gemm {
         } else {
             consume(p, at, log2_cluster, warp);
         }
-        if (log2_cluster > 0 && !split) {
+        if (log2_cluster > 0 && !IS_SPLIT) {
             // Nobody leaves while others still arrive at its barriers. Under split each has waited for all that comes.
             ptx::cluster_arrive_relaxed();
             ptx::cluster_wait();
@@ -140,6 +146,7 @@ struct Gemm {
         const int slice = IS_W ? at.rank_m * (BN >> p.log2_m) : at.rank_n * (BM >> p.log2_n);
         const uint32_t to = at.stages + (IS_W ? 0 : STAGE_W) + slice * ROW_BYTES;
         uint32_t blocks = 0;
+#pragma unroll 1
         for (int i = 0; i < 1 << log2_sharers; ++i)
             blocks |= 1u << (IS_W ? at.rank_n + (i << p.log2_n) : i + (at.rank_m << p.log2_n));
         bool waits = !IS_W;
@@ -149,6 +156,7 @@ struct Gemm {
         typename Tile::Corner corner;
         for (int index = blockIdx.x >> log2_cluster; Tile::tile_at(p, at, index, corner); index += gridDim.x >> log2_cluster) {
             const int row = (IS_W ? corner.n0 : corner.m0) + slice;
+#pragma unroll 1
             for (int pair = 0; pair < 2; ++pair) {
                 const TensorMap* map = maps + (!IS_W && corner.beside ? 1 : pair);
                 if (waits && p.first_early && pair == 1) {
@@ -156,6 +164,7 @@ struct Gemm {
                     waits = false;
                 }
                 const int end = p.first_step[pair][corner.part + 1] * BK;
+#pragma unroll 1
                 for (int column = p.first_step[pair][corner.part] * BK; column < end; column += BK) {
                     const uint32_t full = at.full + ring.stage * 8, stage = to + ring.stage * STAGE;
                     ptx::barrier_wait(at.empty + ring.stage * 8, ring.parity ^ 1);
@@ -194,7 +203,7 @@ struct Gemm {
                 // The parity of a stage's barrier tells two rounds apart, not three: who is not through with the tile before
                 // must not be overtaken.
                 if (Tile::IN_TURN) ptx::named_barrier(TURN + group, 256);
-                multiply(p, at, log2_cluster, me, corner.steps(p), index + stride < p.rows * p.columns * p.parts, d, ring,
+                multiply(p, at, log2_cluster, me, corner.steps(p), index + stride < p.rows * p.columns, d, ring,
                          counts);
                 finish.end(p, at, me, corner, d[0]);
 #pragma unroll
@@ -235,7 +244,7 @@ struct Gemm {
         // A stage has been read when a warpgroup's products have finished; then a warp for each block that loads into this one's
         // stages tells that block. One lane of it: lanes with addresses of their own would take turns.
         const int block = me.warp % 4;
-        const bool sharing = log2_cluster > 0 && p.log2_split == 0;
+        const bool sharing = log2_cluster > 0 && !IS_SPLIT;
         const bool shares = (block & ((1 << p.log2_n) - 1)) == at.rank_n || block >> p.log2_n == at.rank_m;
         const bool tells = me.lane == 0 && (sharing ? block < 1 << log2_cluster && shares : block == 0);
         const uint32_t empty = sharing && tells ? ptx::cluster_address(at.empty, block) : at.empty;
@@ -247,6 +256,7 @@ struct Gemm {
         int previous = -1;
 #pragma unroll
         for (int part = 0; part < Tile::OWN_PARTS; ++part) ptx::accumulator_fence(d[part]);
+#pragma unroll 1
         for (int step = 0; step < steps; ++step) {
             ptx::barrier_wait(at.full + ring.stage * 8, ring.parity);
             const uint64_t rows = rows_0 + ring.stage * (STAGE / 16), width = width_0 + ring.stage * (STAGE / 16);
@@ -273,11 +283,17 @@ struct Gemm {
     }
 };
 
+// Nothing where the tile cannot end like this: the host does not load that kernel.
+template <typename Tile>
+__device__ __forceinline__ void run_gemm(const GemmParams& p) {
+    if constexpr (Tile::EXISTS) Gemm<Tile>::run(p);
+}
+
 #define GEMM_KERNEL(NAME, M, N, FREE, WORK, CHUNK, BUFFERS)                                             \
     using Tile_##NAME = GemmTile<PAF_ELEMENT, M, N, Free::FREE, Consumers::WORK, CHUNK, BUFFERS>; \
     extern "C" __global__ void __launch_bounds__(Tile_##NAME::THREADS, Tile_##NAME::BLOCKS)       \
         gemm_##NAME(const __grid_constant__ GemmParams p) {                                       \
-        Gemm<Tile_##NAME>::run(p);                                                                \
+        run_gemm<Tile_##NAME>(p);                                                                 \
     }
 
 GEMM_SM90_TILES(GEMM_KERNEL)

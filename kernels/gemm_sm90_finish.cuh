@@ -2,7 +2,6 @@
 // shared memory, where stmatrix puts 16-byte vectors together and queries and keys are rotated, to TMA. One struct a kind of tile;
 // `begin` before a tile's products, so that what it loads arrives meanwhile, and `end` after them.
 #pragma once
-#include "activation.cuh"
 #include "gemm_sm90_rotate.cuh"
 
 // A thread's place in its warpgroup.
@@ -50,7 +49,7 @@ struct Chunks {
 
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
-        if (p.residual && me.leads) {
+        if (has_residual(p) && me.leads) {
             if (!p.first_early) ptx::dependency_wait();
             ptx::bulk_wait_read<0>();
             for (int chunk = 0; chunk < Tile::BUFFERS && chunk < COUNT; ++chunk) load_residual(p, at, me, corner, chunk);
@@ -59,7 +58,7 @@ struct Chunks {
 
     // Waits until the chunk's buffer holds its residual, or is free.
     __device__ __forceinline__ void open(const GemmParams& p, const typename Tile::Place& at, const Consumer& me, int chunk) {
-        if (p.residual) {
+        if (has_residual(p)) {
             const int i = chunk % Tile::BUFFERS;
             ptx::barrier_wait(at.residual + (me.group * 2 + i) * 8, parity >> i & 1);
             parity ^= 1u << i;
@@ -85,7 +84,7 @@ struct Chunks {
         const TensorMap* c = &p.c[corner.beside];
         boxes(me, corner, chunk, [&](uint32_t from, int column, int row) { ptx::tensor_store(c, column, row, from); });
         ptx::bulk_commit();
-        if (p.residual && chunk + Tile::BUFFERS < COUNT) {
+        if (has_residual(p) && chunk + Tile::BUFFERS < COUNT) {
             ptx::bulk_wait_read<0>();
             load_residual(p, at, me, corner, chunk + Tile::BUFFERS);
         }
@@ -134,19 +133,20 @@ struct FinishColumns {
 
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
-        if (p.sums != nullptr) return;
-        chunks.begin(p, at, me, corner);
-        const uint32_t* from = static_cast<const uint32_t*>(p.bias) + (corner.n0 / 2 + me.lane);
+        if constexpr (!LEAVES_SUMS) {
+            chunks.begin(p, at, me, corner);
+            const uint32_t* from = static_cast<const uint32_t*>(p.bias) + (corner.n0 / 2 + me.lane);
 #pragma unroll
-        for (int j = 0; j < (EIGHTS + 7) / 8; ++j) {
-            const int eighth = j * 8 + me.lane / 4;
-            bias[j] = p.bias != nullptr && eighth < EIGHTS && corner.n0 + eighth * 8 < p.n ? from[j * 32] : 0;
+            for (int j = 0; j < (EIGHTS + 7) / 8; ++j) {
+                const int eighth = j * 8 + me.lane / 4;
+                bias[j] = p.bias != nullptr && eighth < EIGHTS && corner.n0 + eighth * 8 < p.n ? from[j * 32] : 0;
+            }
         }
     }
 
     __device__ __forceinline__ void end(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                         typename Tile::Corner corner, float (&d)[Tile::WIDTH / 2]) {
-        if (p.sums != nullptr) {
+        if constexpr (LEAVES_SUMS) {
             store_sums<Tile>(p, me, corner, d);
         } else {
             finish<0>(p, at, me, corner, d);
@@ -164,9 +164,9 @@ struct FinishColumns {
             const float2 b = T::unpack(__shfl_sync(0xffffffff, bias[eighth / 8], eighth % 8 * 4 + me.lane % 4));
             x[j * 4] += b.x, x[j * 4 + 1] += b.y, x[j * 4 + 2] += b.x, x[j * 4 + 3] += b.y;
         }
-        if (corner.n0 + Tile::BN > p.activation_from) {
+        if (ACTIVATES && corner.n0 + Tile::BN > p.activation_from) {
             const int from = p.activation_from - corner.n0 - FIRST - me.lane % 4 * 2;
-            activate(x, p.activation, [&](int i) { return i / 4 * 8 + i % 2 >= from; });
+            activate(x, activation_of(p), [&](int i) { return i / 4 * 8 + i % 2 >= from; });
         }
         chunks.open(p, at, me, CHUNK);
         const uint32_t buffer = Chunks<Tile>::buffer(me, CHUNK);
@@ -178,7 +178,7 @@ struct FinishColumns {
             float y[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) y[i] = x[j * 4 + i];
-            if (p.residual) {
+            if (has_residual(p)) {
                 uint32_t r[4];
                 ptx::load_matrix_x4(r, address);
 #pragma unroll
@@ -212,30 +212,32 @@ struct FinishTokens {
 
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
-        if (p.sums != nullptr) return;
-        if (p.log2_split == 0) {
+        if constexpr (IS_SPLIT) {
+            if (has_residual(p) && me.leads) {
+                if (!p.first_early) ptx::dependency_wait();
+                load_residual_units(p, at, me, corner);
+            }
+        } else if constexpr (!LEAVES_SUMS) {
             chunks.begin(p, at, me, corner);
-        } else if (p.residual && me.leads) {
-            if (!p.first_early) ptx::dependency_wait();
-            load_residual_units(p, at, me, corner);
         }
-        const int first = corner.n0 + me.warp % 4 * 16;
-        any_active = first + 15 >= p.activation_from;
+        if constexpr (!LEAVES_SUMS) {
+            const int first = corner.n0 + me.warp % 4 * 16;
+            any_active = first + 15 >= p.activation_from;
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const int n = first + me.lane / 4 + i * 8;
-            active[i] = n >= p.activation_from;
-            bias[i] = p.bias != nullptr && n < p.n ? static_cast<float>(static_cast<const S*>(p.bias)[n]) : 0.f;
+            for (int i = 0; i < 2; ++i) {
+                const int n = first + me.lane / 4 + i * 8;
+                active[i] = n >= p.activation_from;
+                bias[i] = p.bias != nullptr && n < p.n ? static_cast<float>(static_cast<const S*>(p.bias)[n]) : 0.f;
+            }
         }
     }
 
     __device__ __forceinline__ void end(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                         typename Tile::Corner corner, float (&d)[Tile::WIDTH / 2]) {
-        if (p.sums != nullptr) {
+        if constexpr (LEAVES_SUMS) {
             store_sums<Tile>(p, me, corner, d);
-        } else if constexpr (Tile::SPLITS) {
+        } else if constexpr (IS_SPLIT) {
             switch (p.log2_split) {
-                case 0: finish(p, at, me, corner, d); break;
                 case 1: add_parts<2>(p, at, me, corner, d); break;
                 case 2: add_parts<4>(p, at, me, corner, d); break;
                 default: add_parts<8>(p, at, me, corner, d);
@@ -254,7 +256,7 @@ struct FinishTokens {
             float(&x)[CHUNK / 2] = reinterpret_cast<float(&)[CHUNK / 2]>(d[chunk * CHUNK / 2]);
             bias_and_activation(p, x);
             chunks.open(p, at, me, chunk);
-            if (p.residual) {
+            if (has_residual(p)) {
 #pragma unroll
                 for (int j = 0; j < UNITS; ++j) put_unit(p, me, reinterpret_cast<float(&)[4]>(x[j * 4]), buffer, j);
             } else {
@@ -276,7 +278,7 @@ struct FinishTokens {
     __device__ __forceinline__ void bias_and_activation(const GemmParams& p, float (&x)[N]) const {
 #pragma unroll
         for (int i = 0; i < N; ++i) x[i] += bias[i / 2 % 2];
-        if (any_active) activate(x, p.activation, [&](int i) { return active[i / 2 % 2]; });
+        if (ACTIVATES && any_active) activate(x, activation_of(p), [&](int i) { return active[i / 2 % 2]; });
     }
 
     // Where a lane's row of a unit goes for stmatrix: a token, and 8 of the warp's 16 columns.
@@ -290,7 +292,7 @@ struct FinishTokens {
                                                     int unit) {
         const uint32_t address = vector_at(me, buffer, unit);
         float y[4] = {x[0], x[1], x[2], x[3]};
-        if (p.residual) {
+        if (has_residual(p)) {
             uint32_t r[2];
             ptx::load_matrix_x2_transposed(r, address);
             const float2 low = T::unpack(r[0]), high = T::unpack(r[1]);
@@ -333,7 +335,7 @@ struct FinishTokens {
         }
 
         const auto units = Tile::own_units(p, at);
-        if (p.residual) ptx::barrier_wait(at.residual + me.group * 16, 0);
+        if (has_residual(p)) ptx::barrier_wait(at.residual + me.group * 16, 0);
         ptx::barrier_wait(at.sums_full, 0);
         for (int unit = 0; unit < units.end - units.first; ++unit) {
             float4 parts[SPLIT];

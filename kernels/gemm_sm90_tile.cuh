@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "activation.cuh"
 #include "counters.cuh"
 #include "element.cuh"
 #include "rotation.cuh"
@@ -36,6 +37,28 @@ struct GemmParams {
     Rotation rotation;  // read if something is rotated only, and so last: apart from what every tile reads
 };
 
+// What the products of a module end in, which is compiled once for each (PAF_ENDS): what a product does not need has no code among what
+// it runs. See gemm_sm90.cu.
+enum class Ends {
+    LINEAR,                // bias, residual
+    GELU, GELU_NEW, RELU,  // bias, that activation
+    SPLIT,                 // any of these, after a cluster's blocks have added up their parts of K
+    SUMS,                  // fp32 sums of parts of K
+};
+constexpr Ends ENDS = Ends::PAF_ENDS;
+constexpr bool IS_SPLIT = ENDS == Ends::SPLIT, LEAVES_SUMS = ENDS == Ends::SUMS;
+constexpr bool ACTIVATES = ENDS != Ends::LINEAR && !LEAVES_SUMS;
+
+__device__ __forceinline__ bool has_residual(const GemmParams& p) {
+    return (ENDS == Ends::LINEAR || IS_SPLIT) && p.residual;
+}
+
+__device__ __forceinline__ int activation_of(const GemmParams& p) {
+    return ENDS == Ends::GELU ? GELU : ENDS == Ends::GELU_NEW ? GELU_NEW : ENDS == Ends::RELU ? RELU : p.activation;
+}
+
+__device__ __forceinline__ int log2_split_of(const GemmParams& p) { return IS_SPLIT ? p.log2_split : 0; }
+
 // The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
 enum class Free { M, N };
 
@@ -63,7 +86,8 @@ struct GemmTile {
     static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
     // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
     static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
-    static constexpr bool SPLITS = FREE_IS_M && !IN_TURN;  // blocks of a cluster may share K
+    // Whether there is a kernel for it: blocks that share K meet where M is free, and parts of K have no turns.
+    static constexpr bool EXISTS = IS_SPLIT ? FREE_IS_M && !IN_TURN : !LEAVES_SUMS || !IN_TURN;
     static constexpr int UNITS = BM / 8;  // groups of eight tokens
     static constexpr int UNIT_BYTES = 8 * 64 * ELEMENT_BYTES;
     static constexpr int PART_BYTES = 8 * 64 * 4;  // of a unit's sums, of one warpgroup
@@ -71,7 +95,7 @@ struct GemmTile {
     static_assert(ROW_BYTES == 128 && BM % 8 == 0 && BN % 8 == 0, "swizzle atoms are eight rows of 128 bytes");
     static_assert(WIDTH % 16 == 0 && WIDTH <= 256 && CHUNK <= 256, "wgmma's widths, TMA's boxes");
     static_assert(FREE_IS_M ? BM % CHUNK == 0 && CHUNK % 8 == 0 : CHUNK % BOX == 0, "chunks are of whole boxes");
-    static_assert(!SPLITS || UNITS / 2 * UNIT_BYTES <= BUFFERS * CHUNK_BYTES, "a split tile's part must fit the buffers");
+    static_assert(!IS_SPLIT || !EXISTS || UNITS / 2 * UNIT_BYTES <= BUFFERS * CHUNK_BYTES, "a split tile's part must fit the buffers");
 
     // A position in the ring of stages; barriers of a round complete with alternating parity.
     struct Ring {
@@ -113,9 +137,10 @@ struct GemmTile {
     // load waits for them: one row, which few tokens are, has none. Tiles of one part of K are neighbours: they share A.
     static __device__ __forceinline__ bool tile_at(const GemmParams& p, const Place& at, int index, Corner& tile) {
         const int tiles = p.rows * p.columns;
-        if (index >= tiles * p.parts) return false;
-        tile.part = p.log2_split > 0 ? at.rank : 0;
-        for (; index >= tiles; index -= tiles) ++tile.part;
+        if (index >= tiles * (LEAVES_SUMS ? p.parts : 1)) return false;
+        tile.part = IS_SPLIT ? at.rank : 0;
+        if (LEAVES_SUMS)
+            for (; index >= tiles; index -= tiles) ++tile.part;
         int row = 0, column = index;
         if (p.rows > 1) {
             const int group_tiles = p.group_m * p.columns;

@@ -1,2 +1,2 @@
-// The join of a layer's branches (norm.cuh), for every card.
-#include "norm.cuh"
+// The join of a layer's branches (norm.cuh, norm_rows.cuh), for every card.
+#include "norm_rows.cuh"

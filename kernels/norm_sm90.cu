@@ -1,2 +1,2 @@
-// The join of a layer's branches (norm.cuh), for Hopper: with programmatic dependent launch.
-#include "norm.cuh"
+// The join of a layer's branches (norm.cuh, norm_rows.cuh), for Hopper: with programmatic dependent launch.
+#include "norm_rows.cuh"

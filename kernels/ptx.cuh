@@ -191,6 +191,15 @@ __device__ __forceinline__ float4 shared_load(uint32_t address) {
     return v;
 }
 
+__device__ __forceinline__ uint4 shared_load_16(uint32_t address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address)
+                 : "memory");
+    return x;
+}
+
 __device__ __forceinline__ uint2 shared_load_8(uint32_t address) {
     uint2 x;
     asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];\n" : "=r"(x.x), "=r"(x.y) : "r"(address) : "memory");

@@ -310,10 +310,14 @@ fn activation_number(act: HiddenAct) -> Option<i32> {
 
 /// An error for an activation that the products' epilogues do not know.
 pub(super) fn check_activation(act: HiddenAct) -> Result<()> {
-    activation_number(act).map(drop).ok_or_else(|| Error::Unsupported {
+    activation_number(act).map(drop).ok_or_else(|| no_activation(act))
+}
+
+fn no_activation(act: HiddenAct) -> Error {
+    Error::Unsupported {
         what: format!("activation {act} after a product on a GPU"),
         remedy: "it is there for the gates of gated FFNs; else use gelu, gelu_new or relu, or the CPU".into(),
-    })
+    }
 }
 
 impl Gemm {

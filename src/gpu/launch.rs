@@ -229,6 +229,8 @@ pub(super) struct Kernels {
     pub(super) norm: Vec<Function>,
     /// Likewise, for joins with parts.
     pub(super) norm_parts: Vec<Function>,
+    /// In the order of [`NormKernel::ROWS`].
+    pub(super) norm_rows: Vec<Function>,
     /// In the order of [`RotaryKernel::ALL`].
     pub(super) rotary: Vec<Function>,
     /// In the order of [`HiddenAct::ALL`].
@@ -254,13 +256,15 @@ impl Kernels {
         let gate_module = Module::load(device, &format!("gate_sm80_{dtype}"))?;
         let embed_module = Module::load(device, &format!("embed_sm80_{dtype}"))?;
         let probe_module = Module::load(device, "probe_sm80")?;
-        let norms = |prefix: &str| {
+        let norms = |prefix: &str, kernels: &[NormKernel]| {
             let function = |kernel: &NormKernel| {
                 norm_module.function(device, &format!("{prefix}_{}", kernel.name), kernel.threads, 0)
             };
-            NormKernel::ALL.iter().map(function).collect::<Result<_>>()
+            kernels.iter().map(function).collect::<Result<Vec<_>>>()
         };
-        let (norm, norm_parts) = (norms("norm")?, norms("norm_parts")?);
+        let norm = norms("norm", &NormKernel::ALL)?;
+        let norm_parts = norms("norm_parts", &NormKernel::ALL)?;
+        let norm_rows = norms("norm_rows", &NormKernel::ROWS)?;
         let rotary = RotaryKernel::ALL
             .iter()
             .map(|kernel| rotary_module.function(device, kernel.name, RotaryKernel::THREADS, 0))
@@ -285,6 +289,7 @@ impl Kernels {
             attention_sm90: hopper.then(|| Sm90Attention::load(device, dtype)).transpose()?,
             norm,
             norm_parts,
+            norm_rows,
             rotary,
             gate,
             embed,
@@ -320,7 +325,8 @@ impl Kernels {
         let gemm_sm90 = self.gemm_sm90.iter().flat_map(Sm90Gemm::functions);
         let attention_sm90 = self.attention_sm90.iter().flat_map(Sm90Attention::functions);
         let around = self.embed.iter().chain([&self.pool, &self.tanh, &self.delay]);
-        let others = self.norm.iter().chain(&self.norm_parts).chain(&self.rotary).chain(&self.gate).chain(around);
+        let norms = self.norm.iter().chain(&self.norm_parts).chain(&self.norm_rows);
+        let others = norms.chain(&self.rotary).chain(&self.gate).chain(around);
         let functions = portable.chain(gemm_sm90).chain(attention_sm90).chain(others);
         Ok(functions.map(|function| function.resources.clone()).collect())
     }

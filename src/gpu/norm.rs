@@ -1,4 +1,4 @@
-//! Launcher of kernels/norm_sm80.cu: the join of up to three addends, and up to two layer norms of their sum.
+//! Launcher of kernels/norm_sm80.cu and norm_sm90.cu: the join of up to three addends, and up to two layer norms of their sum.
 
 use bytemuck::NoUninit;
 
@@ -8,7 +8,7 @@ use super::memory::Matrix;
 use super::plan;
 use crate::error::{Error, Result};
 
-/// One instantiation in kernels/norm_sm80.cu.
+/// One instantiation in kernels/norm.cuh or norm_rows.cuh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NormKernel {
     pub(super) name: &'static str,
@@ -35,6 +35,12 @@ impl NormKernel {
         Self { name: "block_512_few", row_threads: 512, chunks: 1, threads: 512, blocks: 1, few: true },
         Self { name: "block_256", row_threads: 256, chunks: 2, threads: 256, blocks: 3, few: false },
         Self { name: "block_512", row_threads: 512, chunks: 4, threads: 512, blocks: 1, few: false },
+    ];
+
+    /// Of kernels/norm_rows.cuh: for rows that are just as wide, many of them, without parts.
+    pub(super) const ROWS: [Self; 2] = [
+        Self { name: "3", row_threads: 32, chunks: 3, threads: 128, blocks: 4, few: false },
+        Self { name: "4", row_threads: 32, chunks: 4, threads: 128, blocks: 4, few: false },
     ];
 
     /// The widest row that it holds.
@@ -112,7 +118,15 @@ struct Params {
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> Result<()> {
     let (rows, hidden) = join.check()?;
     let multiprocessors = stream.device().info().multiprocessors as usize;
-    let index = plan::norm_kernel(rows, hidden, multiprocessors);
+    let of_rows = plan::norm_rows_kernel(rows, hidden, multiprocessors).filter(|_| join.parts.is_none());
+    let (kernel, function) = match of_rows {
+        Some(index) => (&NormKernel::ROWS[index], &kernels.norm_rows[index]),
+        None => {
+            let index = plan::norm_kernel(rows, hidden, multiprocessors);
+            let functions = if join.parts.is_some() { &kernels.norm_parts } else { &kernels.norm };
+            (&NormKernel::ALL[index], &functions[index])
+        }
+    };
     let pointer = |matrix: Option<Matrix>| matrix.map_or(0, |matrix| matrix.pointer);
     let parameters = Params {
         addends: join.addends.map(pointer),
@@ -130,14 +144,12 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, join: &Join) -> 
         eps: join.eps,
         padding: 0,
     };
-    let kernel = &NormKernel::ALL[index];
     let blocks = rows.div_ceil(kernel.rows_per_block());
     // Of many rows a block takes one (four) after the other; parts, which few rows have, are added by a block for each.
     let blocks = if join.parts.is_some() { blocks } else { blocks.min(multiprocessors * kernel.blocks) };
     let grid = Grid { overlap: join.overlap && kernels.overlaps, ..Grid::new(blocks, 1) };
-    let functions = if join.parts.is_some() { &kernels.norm_parts } else { &kernels.norm };
     // SAFETY: `Params` mirrors the kernel's struct; shapes were checked above; liveness is the caller's promise.
-    unsafe { functions[index].launch(stream, grid, &parameters) }
+    unsafe { function.launch(stream, grid, &parameters) }
 }
 
 impl Join {

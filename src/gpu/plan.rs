@@ -322,11 +322,21 @@ pub(super) fn kernels_overlap(schedule: Schedule, rows: usize) -> bool {
     schedule != Schedule::TwoStream || rows <= FEW_ROWS
 }
 
+/// Rows of which more threads share each, so that the one load that a thread does is all the latency there is.
+fn are_few(rows: usize, multiprocessors: usize) -> bool {
+    rows <= 4 * multiprocessors
+}
+
+/// The row of [`NormKernel::ROWS`] for many rows of this width, if there is one.
+pub(super) fn norm_rows_kernel(rows: usize, hidden: usize, multiprocessors: usize) -> Option<usize> {
+    let of_width = || NormKernel::ROWS.iter().position(|kernel| kernel.max_hidden() == hidden);
+    if are_few(rows, multiprocessors) { None } else { of_width() }
+}
+
 /// The row of [`NormKernel::ALL`] for rows of this width, which is at most `norm::MAX_HIDDEN`.
 pub(super) fn norm_kernel(rows: usize, hidden: usize, multiprocessors: usize) -> usize {
-    // Few rows: more threads a row, so that the one load each thread does is all the latency there is; and, where there is room for
-    // all rows at once, the kernels that are at their best then.
-    let few = rows <= 4 * multiprocessors && hidden > 256;
+    // Where there is room for all rows at once, the kernels that are at their best then.
+    let few = are_few(rows, multiprocessors) && hidden > 256;
     (0..NormKernel::ALL.len())
         .find(|&index| {
             let kernel = &NormKernel::ALL[index];

@@ -267,7 +267,7 @@ fn gemm(
 fn join_cases(device: &Device) -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in DTYPES {
-        for hidden in [8, 64, 256, 264, 512, 1000, 1024, 1032, 4096, 4104, 16384] {
+        for hidden in [8, 64, 256, 264, 512, 768, 1000, 1024, 1032, 4096, 4104, 16384] {
             // More rows than the few-rows kernels are for, where the width makes a difference.
             for rows in if hidden <= 1024 { vec![5, 1201] } else { vec![5] } {
                 for addends in 1..=3 {
@@ -278,9 +278,11 @@ fn join_cases(device: &Device) -> Vec<Case> {
             }
         }
         // More rows than there is room for at once: each warp or block takes several, padding among them.
-        for shape in [(8, 9001), (264, 3601), (1000, 3001), (1032, 1201), (4096, 901), (4104, 301)] {
+        for shape in
+            [(8, 9001), (264, 3601), (768, 4801), (1000, 3001), (1024, 2401), (1032, 1201), (4096, 901), (4104, 301)]
+        {
             let (hidden, rows) = shape;
-            cases.push(join_case(device, dtype, 1 + hidden % 3, (rows, hidden), hidden % 16 == 8));
+            cases.push(join_case(device, dtype, 1 + hidden % 3, (rows, hidden), hidden % 16 == 8 || hidden == 768));
         }
     }
     cases

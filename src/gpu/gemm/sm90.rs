@@ -5,7 +5,8 @@ use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{NoUninit, Zeroable};
 
-use super::{Cluster, Gemm, GemmVariant};
+use super::{Cluster, Gemm, GemmVariant, Then};
+use crate::config::HiddenAct;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
@@ -17,12 +18,61 @@ use crate::gpu::tiles::{GEMM_MAX_PARTS, GEMM_SM90_TILES, Sm90GemmTile};
 
 /// The kernels of one element type.
 pub(in crate::gpu) struct Sm90Gemm {
-    /// In the order of [`GEMM_SM90_TILES`].
-    functions: Vec<Function>,
+    /// In the order of [`Ends::ALL`] and [`GEMM_SM90_TILES`]; `None` where a tile cannot end so.
+    functions: Vec<Vec<Option<Function>>>,
     room: Room,
     /// The planner's choices so far: estimating takes a microsecond, as long as half a launch.
     plans: Mutex<HashMap<(Shape, Limits), GemmVariant>>,
-    _module: Module,
+    _modules: Vec<Module>,
+}
+
+/// What products of a module end in: `Ends` of kernels/gemm_sm90_tile.cuh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Linear,
+    Gelu,
+    GeluNew,
+    Relu,
+    Split,
+    Sums,
+}
+
+impl Ends {
+    const ALL: [Self; 6] = [Self::Linear, Self::Gelu, Self::GeluNew, Self::Relu, Self::Split, Self::Sums];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::Gelu => "gelu",
+            Self::GeluNew => "gelu_new",
+            Self::Relu => "relu",
+            Self::Split => "split",
+            Self::Sums => "sums",
+        }
+    }
+
+    /// Whether a tile can end so: `GemmTile::EXISTS` of the kernel.
+    const fn has(self, tile: &Sm90GemmTile) -> bool {
+        match self {
+            Self::Split => tile.splits(),
+            Self::Sums => !tile.in_turn,
+            Self::Linear | Self::Gelu | Self::GeluNew | Self::Relu => true,
+        }
+    }
+
+    fn of(gemm: &Gemm, cluster: Cluster) -> Result<Self> {
+        Ok(match (cluster, gemm.then) {
+            (Cluster::Parts { .. }, _) => Self::Sums,
+            (Cluster::Split(_), _) => Self::Split,
+            (Cluster::Share { .. }, Then::Bias | Then::Residual(_)) => Self::Linear,
+            (Cluster::Share { .. }, Then::Activation(act, _)) => match act {
+                HiddenAct::Gelu => Self::Gelu,
+                HiddenAct::GeluNew => Self::GeluNew,
+                HiddenAct::Relu => Self::Relu,
+                HiddenAct::Silu => return Err(super::no_activation(act)),
+            },
+        })
+    }
 }
 
 /// M, N, steps along K.
@@ -84,27 +134,34 @@ struct Params {
 
 impl Sm90Gemm {
     pub(in crate::gpu) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
-        let module = Module::load(device, &format!("gemm_sm90_{dtype}"))?;
         let shared_bytes = device.info().shared_bytes_per_block;
-        let functions = GEMM_SM90_TILES
-            .iter()
-            .map(|tile| module.function(device, &format!("gemm_{}", tile.name), tile.threads(), shared_bytes))
-            .collect::<Result<Vec<_>>>()?;
+        let mut modules = Vec::with_capacity(Ends::ALL.len());
+        let mut functions = Vec::with_capacity(Ends::ALL.len());
+        for ends in Ends::ALL {
+            let module = Module::load(device, &format!("gemm_sm90_{}_{dtype}", ends.name()))?;
+            let load = |tile: &Sm90GemmTile| {
+                let load = || module.function(device, &format!("gemm_{}", tile.name), tile.threads(), shared_bytes);
+                ends.has(tile).then(load).transpose()
+            };
+            functions.push(GEMM_SM90_TILES.iter().map(load).collect::<Result<Vec<_>>>()?);
+            modules.push(module);
+        }
+        let last = functions[0].last().and_then(Option::as_ref).expect("every tile can end linearly");
         // Clusters need multiprocessors that are neighbours, and these are not grouped in powers of two.
         let mut clusters = [[0; 4]; 2];
         for (resident, clusters) in clusters.iter_mut().enumerate() {
             let shared = [shared_bytes, plan::SM90_TWO_BLOCKS_BYTES as u32][resident];
             for (log2, clusters) in clusters.iter_mut().enumerate() {
                 // All tiles of two blocks a multiprocessor have the registers for it; the last is one of them.
-                *clusters = functions[functions.len() - 1].active_clusters(device, 1 << log2, shared)?;
+                *clusters = last.active_clusters(device, 1 << log2, shared)?;
             }
         }
         let room = Room { shared_bytes: shared_bytes as usize, clusters };
-        Ok(Self { functions, room, plans: Mutex::default(), _module: module })
+        Ok(Self { functions, room, plans: Mutex::default(), _modules: modules })
     }
 
     pub(in crate::gpu) fn functions(&self) -> impl Iterator<Item = &Function> {
-        self.functions.iter()
+        self.functions.iter().flatten().flatten()
     }
 
     /// The planner's choice.
@@ -161,6 +218,8 @@ impl Sm90Gemm {
         if gemm.rotation.is_some_and(|by| !tile.rotates(&by.rotary, by.head_dim)) {
             return Err(super::no_rotation(GemmVariant::Sm90 { tile: tile_index, cluster, stages }));
         }
+        let ends = Ends::of(gemm, cluster)?;
+        let function = self.functions[ends as usize][tile_index].as_ref().expect("`check` knows which tiles end so");
         let device = stream.device();
         let ((m, n), (activation, activation_from, residual)) = (gemm.shape(), gemm.epilogue());
         let ((cluster_n, cluster_m), split, size) = (cluster.shared(), cluster.split(), cluster.blocks());
@@ -217,9 +276,7 @@ impl Sm90Gemm {
         let clusters = if split > 1 { tiles } else { at_once.min(tiles) };
         let grid = Grid { x: clusters * size, y: 1, cluster: size, overlap: gemm.overlap };
         // SAFETY: `Params` mirrors the kernel's struct; shapes were checked; liveness is the caller's promise.
-        unsafe {
-            self.functions[tile_index].launch_with(stream, grid, tile.shared_bytes(stages, cluster) as u32, &parameters)
-        }
+        unsafe { function.launch_with(stream, grid, tile.shared_bytes(stages, cluster) as u32, &parameters) }
     }
 }
 
@@ -332,6 +389,18 @@ mod tests {
             let message = checked(bad, steps).expect_err(bad).to_string();
             assert!(message.contains(part), "{bad}: {message}");
         }
+    }
+
+    #[test]
+    fn tiles_that_pass_the_check_have_a_kernel() {
+        let kinds = [Cluster::Share { n: 1, m: 1 }, Cluster::Split(2), Cluster::Parts { parts: 2, n: 1, m: 1 }];
+        for tile in &GEMM_SM90_TILES {
+            for (cluster, ends) in kinds.into_iter().zip([Ends::Linear, Ends::Split, Ends::Sums]) {
+                let passes = check(tile, cluster, 2, [8, 2], SHARED_BYTES).is_ok();
+                assert_eq!(passes, ends.has(tile), "{} {cluster:?}", tile.name);
+            }
+        }
+        assert!(Ends::ALL.iter().enumerate().all(|(i, &ends)| ends as usize == i));
     }
 
     #[test]

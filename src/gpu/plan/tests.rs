@@ -157,4 +157,6 @@ fn every_width_has_a_norm_kernel_that_holds_it() {
             assert!(NormKernel::ALL[norm_kernel(rows, hidden, 132)].max_hidden() >= hidden);
         }
     }
+    assert_eq!(norm_rows_kernel(1 << 20, 1024, 132).map(|index| NormKernel::ROWS[index].max_hidden()), Some(1024));
+    assert_eq!([(512, 1024), (1 << 20, 1016)].map(|(rows, hidden)| norm_rows_kernel(rows, hidden, 132)), [None; 2]);
 }
