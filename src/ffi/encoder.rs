@@ -25,6 +25,11 @@ pub(super) struct EncoderState {
 }
 
 impl EncoderState {
+    /// An error once the context is lost.
+    pub(super) fn enter(&self) -> Outcome {
+        Ok(self.encoder.device().enter()?)
+    }
+
     fn new(encoder: Arc<Encoder>, max_rows: usize, plan: Plan) -> Outcome<Box<Mutex<Self>>> {
         let workspace = encoder.workspace_without_scratch(max_rows)?;
         Ok(Box::new(Mutex::new(Self { encoder, max_rows, plan, workspace })))

@@ -106,6 +106,7 @@ pub(super) fn with_device(handle: *const PafDevice, body: impl FnOnce(&Device) -
     guarded(entry.as_deref(), || match entry.as_deref() {
         Some(Entry { object: Object::Device(device), .. }) => {
             let _context = CurrentContext::keep();
+            device.enter()?;
             body(device)
         }
         _ => Err(dead(handle.cast())),
@@ -119,6 +120,7 @@ pub(super) fn with_encoder(handle: *const PafEncoder, body: impl FnOnce(&mut Enc
         Some(Entry { object: Object::Encoder(state), .. }) => {
             let mut state = alone(state)?;
             let _context = CurrentContext::keep();
+            state.enter()?;
             body(&mut state)
         }
         _ => Err(dead(handle.cast())),

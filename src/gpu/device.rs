@@ -216,7 +216,7 @@ impl Device {
     }
 
     /// Makes the context current on this thread. Every entry starts here; after a sticky error none goes further.
-    pub(super) fn enter(&self) -> Result<()> {
+    pub(crate) fn enter(&self) -> Result<()> {
         if let Some(cause) = self.inner.lost.get() {
             return Err(Error::ContextLost { cause: cause.clone() });
         }
