@@ -36,7 +36,7 @@ test-minilm: .minilm/installed
 check: toolkit
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	cargo clippy --all-targets --features tokenizers -- -D warnings
+	cargo clippy --all-targets --features tokenizers,dlpack -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
 	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
@@ -45,7 +45,7 @@ check: toolkit
 	$(MAKE) docs
 
 docs: toolkit
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features tokenizers
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features tokenizers,dlpack
 
 header:
 	PAF_WRITE_HEADER=1 cargo test --test ffi the_header_is_what_the_sources_say

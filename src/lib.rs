@@ -87,6 +87,7 @@
 //! `cuda` (default): kernels and GPU engine; the build needs nvcc. `cli` (default): the `paf` program and [`measure`].
 //! `checkpoint` (default): [`checkpoint`]. `tokenizers`: `checkpoint::Tokenizer`, from texts to token ids;
 //! with `cli`, `paf run`.
+//! `dlpack`: tensors from and to other libraries without a copy.
 //! With `--no-default-features` the crate is the CPU library and needs no nvcc.
 
 /// The README's examples, compiled and run as documentation tests.

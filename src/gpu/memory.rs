@@ -56,6 +56,12 @@ impl Tensor {
         Ok(Self { buffer, dtype, rows, cols })
     }
 
+    /// The same borrowed matrix, whose owner is dropped with it, when nothing on the device uses it any more.
+    #[cfg(feature = "dlpack")]
+    pub(super) fn keeping(self, owner: Box<dyn std::any::Any + Send + Sync>) -> Self {
+        Self { buffer: self.buffer.keeping(owner), ..self }
+    }
+
     /// A matrix in which every element is NaN: what a kernel fails to write stays visible.
     ///
     /// # Errors

@@ -14,7 +14,7 @@
 //!
 //! Other programs' contexts, streams and memory are taken as they are: safely as cudarc has them ([`Device::from_cudarc`],
 //! [`Stream::from_cudarc`], [`Encoder::forward_slices`]), and raw ([`Device::from_context`], [`Stream::from_raw`],
-//! [`Tensor::from_raw`], [`Batch::from_raw`], [`Workspace::lend`], [`EncoderWeights::upload_borrowed`]).
+//! [`Tensor::from_raw`], [`Batch::from_raw`], [`Workspace::lend`], [`EncoderWeights::upload_borrowed`]). With the feature `dlpack`, `Tensor::from_dlpack` and `into_dlpack`.
 //! [`ffi`](crate::ffi) has the same for C.
 //!
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
@@ -23,6 +23,8 @@ mod attention;
 mod batch;
 mod borrowed;
 mod device;
+#[cfg(feature = "dlpack")]
+mod dlpack;
 mod embed;
 mod encoder;
 mod gate;
@@ -47,6 +49,8 @@ pub(crate) use borrowed::CurrentContext;
 pub use borrowed::{BorrowedLayer, Element, ElementType, Location};
 pub use cudarc;
 pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version};
+#[cfg(feature = "dlpack")]
+pub use dlpk;
 pub use encoder::{Encoder, EncoderWeights};
 pub use graph::{Edges, Graph};
 pub use memory::{Floats, Tensor};

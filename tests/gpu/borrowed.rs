@@ -28,6 +28,8 @@ pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
     together("contexts", contexts);
     together("weights", weights);
     together("refused: what does not fit", refused);
+    #[cfg(feature = "dlpack")]
+    together("DLPack", dlpack);
     let mut alone = |name: &str, test: fn(&Device) -> Outcome| {
         let device = device.clone();
         trials.push(Trial::test(format!("borrowed: {name}"), move || {
@@ -291,6 +293,42 @@ fn fields(
         *pointer = if absent { std::ptr::null() } else { of(values)? };
     }
     Ok(pointers)
+}
+
+/// There and back: the same memory, which is whole after each owner has let go.
+#[cfg(feature = "dlpack")]
+fn dlpack(device: &Device, design: Design) -> Outcome {
+    let mut fixture = Fixture::new(device, design, &BatchShape::new(2, 70)?)?;
+    let expected = fixture.run(Schedule::Fused, &[])?;
+    let copy = |tensor: &Tensor| Tensor::from_host(device, Dtype::Bf16, 140, 128, &tensor.to_host()?);
+    let lent = copy(&fixture.x)?.into_dlpack();
+    let address = lent.as_dltensor().data;
+    if lent.shape() != [140, 128] || lent.device().device_id != device.info().ordinal as i32 {
+        return Err(format!("{lent:?}").into());
+    }
+    // SAFETY: a tensor of this crate's, given to nobody else.
+    fixture.x = unsafe { Tensor::from_dlpack(device, lent)? };
+    // SAFETY: as above.
+    fixture.y = unsafe { Tensor::from_dlpack(device, copy(&fixture.y)?.into_dlpack())? };
+    differs(&expected, &fixture.run(Schedule::Fused, &[])?, || "tensors by DLPack".into())?;
+    // Lent on by whoever borrowed it.
+    let Fixture { x, .. } = fixture;
+    let again = x.into_dlpack();
+    if again.as_dltensor().data != address {
+        return Err(format!("{again:?} is not at {address:?}").into());
+    }
+    let free = device.memory_info()?.0;
+    let large = Tensor::poisoned(device, Dtype::Bf16, 1 << 14, 1 << 13)?.into_dlpack();
+    let held = device.memory_info()?.0;
+    drop(large);
+    let freed = device.memory_info()?.0;
+    // Other tests allocate meanwhile, but not a quarter of a gigabyte.
+    if held + (1 << 27) > free || freed < held + (1 << 27) {
+        return Err(
+            format!("{free} bytes were free, {held} with a tensor lent, {freed} after it was given back").into()
+        );
+    }
+    Ok(())
 }
 
 fn refused(device: &Device, design: Design) -> Outcome {

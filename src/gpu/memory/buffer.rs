@@ -14,7 +14,19 @@ pub(in crate::gpu) struct Buffer {
     device: Device,
     pointer: sys::CUdeviceptr,
     bytes: usize,
-    owned: bool,
+    owner: Owner,
+}
+
+/// Who frees an allocation.
+#[derive(Debug)]
+enum Owner {
+    /// The buffer.
+    Buffer,
+    /// Someone else, who has it longer than it is used here.
+    Other,
+    /// What is dropped with the buffer.
+    #[cfg(feature = "dlpack")]
+    Kept(#[expect(dead_code, reason = "is dropped, nothing more")] Box<dyn std::any::Any + Send + Sync>),
 }
 
 impl Buffer {
@@ -34,7 +46,7 @@ impl Buffer {
             }
             answer => device.check("allocating", answer)?,
         };
-        Ok(Self { device: device.clone(), pointer, bytes, owned: true })
+        Ok(Self { device: device.clone(), pointer, bytes, owner: Owner::Buffer })
     }
 
     /// Memory that someone else frees.
@@ -42,7 +54,14 @@ impl Buffer {
     /// # Safety
     /// `bytes` from `pointer` on are the device's memory as long as the buffer, and what was enqueued with it, is in use.
     pub(in crate::gpu) unsafe fn borrowed(device: &Device, pointer: sys::CUdeviceptr, bytes: usize) -> Self {
-        Self { device: device.clone(), pointer, bytes, owned: false }
+        Self { device: device.clone(), pointer, bytes, owner: Owner::Other }
+    }
+
+    /// The same borrowed memory, whose owner is dropped with the buffer, when nothing uses it any more.
+    #[cfg(feature = "dlpack")]
+    pub(in crate::gpu) fn keeping(mut self, owner: Box<dyn std::any::Any + Send + Sync>) -> Self {
+        self.owner = Owner::Kept(owner);
+        self
     }
 
     pub(in crate::gpu) fn device(&self) -> &Device {
@@ -155,7 +174,10 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         // Errors here belong to earlier work, which reports them where it is waited for; in a lost context the memory is
         // gone already.
-        if self.owned && self.device.synchronize().is_ok() {
+        if matches!(self.owner, Owner::Other) {
+            return;
+        }
+        if self.device.synchronize().is_ok() && matches!(self.owner, Owner::Buffer) {
             // SAFETY: allocated by `new`, freed only here, and nothing runs on the device.
             let _ = unsafe { result::free_sync(self.pointer) };
         }
