@@ -1,4 +1,4 @@
-//! The C ABI from outside: its header, and a C program that links with it both ways.
+//! The C ABI from outside: its header, what repeats it, and a C program that links with it both ways.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,6 +62,39 @@ fn the_header_is_c11_and_cpp17_without_warnings() {
             .args(STRICT)
             .arg(&source));
     }
+}
+
+/// The structs and numbers that examples/pytorch.py repeats, as C that compiles if they are the header's.
+const ASSERTIONS: &str = r##"
+import ctypes, pytorch
+print("#include <paf.h>")
+for struct in (pytorch.EncoderConfig, pytorch.LayerWeights, pytorch.Batch, pytorch.Forward):
+    c = "Paf" + struct.__name__
+    print(f'_Static_assert(sizeof({c}) == {ctypes.sizeof(struct)}, "{c}");')
+    for name, _ in struct._fields_:
+        at = getattr(struct, name)
+        print(f'_Static_assert(offsetof({c}, {name}) == {at.offset} && sizeof((({c} *)0)->{name}) == {at.size}, "{c}.{name}");')
+for name, value in (("PAF_ABI_VERSION", pytorch.ABI_VERSION), ("PAF_DTYPE_BF16", pytorch.BF16), ("PAF_HIDDEN_ACT_GELU", pytorch.GELU),
+                    ("PAF_DESIGN_PAF_POST_NORM", pytorch.PAF_POST_NORM), ("PAF_MEMORY_DEVICE", pytorch.DEVICE_MEMORY)):
+    print(f'_Static_assert({name} == {value}, "{name}");')
+"##;
+
+#[test]
+fn the_pytorch_example_has_the_headers_structs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // In place of torch, which the structs do not need.
+    let stub = folder.path().join("torch/nn");
+    std::fs::create_dir_all(&stub).expect("a folder can be made");
+    for file in ["../__init__.py", "__init__.py", "functional.py"] {
+        std::fs::write(stub.join(file), "").expect("a file can be written");
+    }
+    let (root, source) = (Path::new(ROOT), folder.path().join("assertions.c"));
+    let path = std::env::join_paths([folder.path(), &root.join("examples")]).expect("folders make a path");
+    let mut python = Command::new("python3");
+    let assertions = run(python.args(["-B", "-c", ASSERTIONS]).env("PYTHONPATH", path));
+    assert!(assertions.matches("offsetof").count() > 40, "{assertions}");
+    std::fs::write(&source, assertions).expect("a file can be written");
+    run(Command::new("cc").args(["-std=c11", "-fsyntax-only", "-I"]).arg(root.join("include")).arg(&source));
 }
 
 /// What cargo has built of the library beside this test.

@@ -27,7 +27,7 @@ pub(super) enum Object {
 
 struct Entry {
     object: Object,
-    last_error: Mutex<String>,
+    last_error: Arc<Mutex<String>>,
 }
 
 static LIVE: LazyLock<RwLock<HashMap<usize, Arc<Entry>>>> = LazyLock::new(RwLock::default);
@@ -46,7 +46,7 @@ pub(super) fn register<T>(object: Object) -> *mut T {
     // Never used again, and too small to be an address that could be taken for one.
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let entry = Arc::new(Entry { object, last_error: Mutex::default() });
+    let entry = Arc::new(Entry { object, last_error: Arc::default() });
     LIVE.write().unwrap_or_else(PoisonError::into_inner).insert(number, entry);
     std::ptr::without_provenance_mut(number)
 }
@@ -75,8 +75,8 @@ fn dead(handle: *const c_void) -> Failure {
     Failure { status: PafStatus::InvalidHandle, text }
 }
 
-/// Runs `body`; what goes wrong in it is kept for `entry` and for this thread.
-fn guarded(entry: Option<&Entry>, body: impl FnOnce() -> Outcome) -> PafStatus {
+/// Runs `body`; what goes wrong in it is kept in `text` and for this thread.
+fn guarded(text: Option<&Mutex<String>>, body: impl FnOnce() -> Outcome) -> PafStatus {
     // What a panic may have left half done is an encoder's state, whose lock it poisons, or the driver's.
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return PafStatus::Ok,
@@ -87,8 +87,8 @@ fn guarded(entry: Option<&Entry>, body: impl FnOnce() -> Outcome) -> PafStatus {
             Failure { status: PafStatus::Internal, text: format!("the library panicked: {text}") }
         }
     };
-    if let Some(entry) = entry {
-        entry.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&failure.text);
+    if let Some(text) = text {
+        text.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&failure.text);
     }
     // A thread that is ending may have none left.
     let _ = LAST_ERROR.try_with(|last| *last.borrow_mut() = failure.text);
@@ -100,30 +100,36 @@ pub(super) fn without_handle(body: impl FnOnce() -> Outcome) -> PafStatus {
     guarded(None, body)
 }
 
+/// A call with a handle, of the kind that `body` finds in it.
+fn with(handle: *const c_void, body: impl FnOnce(&Object) -> Option<Outcome>) -> PafStatus {
+    let Some(entry) = find(handle) else {
+        return guarded(None, || Err(dead(handle)));
+    };
+    let text = entry.last_error.clone();
+    guarded(Some(&text), move || {
+        let _context = CurrentContext::keep();
+        // Where another thread has destroyed the handle meanwhile, what it stood for is dropped here, before the context is given back.
+        let entry = entry;
+        body(&entry.object).unwrap_or_else(|| Err(dead(handle)))
+    })
+}
+
 /// A call with a device.
 pub(super) fn with_device(handle: *const PafDevice, body: impl FnOnce(&Device) -> Outcome) -> PafStatus {
-    let entry = find(handle.cast());
-    guarded(entry.as_deref(), || match entry.as_deref() {
-        Some(Entry { object: Object::Device(device), .. }) => {
-            let _context = CurrentContext::keep();
-            device.enter()?;
-            body(device)
-        }
-        _ => Err(dead(handle.cast())),
+    with(handle.cast(), |object| match object {
+        Object::Device(device) => Some(device.enter().map_err(Failure::from).and_then(|()| body(device))),
+        Object::Encoder(_) => None,
     })
 }
 
 /// A call with an encoder, which no other thread is in a call with.
 pub(super) fn with_encoder(handle: *const PafEncoder, body: impl FnOnce(&mut EncoderState) -> Outcome) -> PafStatus {
-    let entry = find(handle.cast());
-    guarded(entry.as_deref(), || match entry.as_deref() {
-        Some(Entry { object: Object::Encoder(state), .. }) => {
-            let mut state = alone(state)?;
-            let _context = CurrentContext::keep();
+    with(handle.cast(), |object| match object {
+        Object::Encoder(state) => Some(alone(state).and_then(|mut state| {
             state.enter()?;
             body(&mut state)
-        }
-        _ => Err(dead(handle.cast())),
+        })),
+        Object::Device(_) => None,
     })
 }
 

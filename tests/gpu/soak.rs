@@ -72,7 +72,11 @@ fn soak(device: &Device) -> Outcome {
         });
         failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     };
-    let memory = || -> Result<(usize, usize), Failed> { Ok((device.memory_info()?.0, resident_bytes()?)) };
+    // What the threads' slices have left in a pool of the driver's goes back when the device is waited for.
+    let memory = || -> Result<(usize, usize), Failed> {
+        device.synchronize()?;
+        Ok((device.memory_info()?.0, resident_bytes()?))
+    };
     run(WARM, 1)?;
     let (free_before, resident_before) = memory()?;
     run(CALLS - WARM, 100)?;
