@@ -177,8 +177,12 @@ fn bad_pointer() -> Outcome {
     program.run(0)?;
     let good = program.call(0);
     let nowhere = std::ptr::without_provenance::<c_void>(0x10_0000_0000);
-    ok(program.forward(&PafForward { x: nowhere, ..good }))?;
     let lost = PafStatus::ContextLost;
+    // The device may have come to the access before the last kernel is enqueued.
+    match program.forward(&PafForward { x: nowhere, ..good }) {
+        PafStatus::Ok => {}
+        status => is(status, lost, "the CUDA context is lost")?,
+    }
     is(paf_device_synchronize(program.device), lost, "the CUDA context is lost")?;
     let (mut bytes, mut other) = (0, null_mut());
     for _ in 0..2 {
