@@ -2,20 +2,24 @@
 #   make speedup     PAF beside SAF on this machine's GPU, or on its CPU where there is none
 #   make test        the whole test suite
 #   make test-minilm a real pretrained model on the CPU against Transformers' results; fetches it (80 MB)
+#   make install    the C library, its header and pkg-config file, in PREFIX (/usr/local)
+#   make header     include/paf.h anew, of src/ffi
 #   make gpu-bundle  binaries and scripts for a GPU machine without Rust, in target/gpu/
 
 PYTHON ?= python3
+PREFIX ?= /usr/local
+VERSION = $(shell sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 # The newest toolkit whose PTX driver 580 loads; a later one's is refused there (CUDA_ERROR_UNSUPPORTED_PTX_VERSION).
 NVCC_WHEELS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
               nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: speedup test test-minilm check docs toolkit gpu-bundle clean
+.PHONY: speedup test test-minilm check docs header install toolkit gpu-bundle clean
 
 speedup: toolkit
 	cargo run --release --bin paf -- speedup $(ARGS)
 
 test: toolkit
-	cargo test --no-fail-fast
+	cargo test --no-fail-fast --features dlpack
 	cargo test --no-default-features --lib --tests
 	cargo test --no-default-features --features cli,tokenizers --bin paf --test run
 
@@ -32,7 +36,7 @@ test-minilm: .minilm/installed
 check: toolkit
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
-	cargo clippy --all-targets --features tokenizers -- -D warnings
+	cargo clippy --all-targets --features tokenizers,dlpack -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
 	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
@@ -41,7 +45,19 @@ check: toolkit
 	$(MAKE) docs
 
 docs: toolkit
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features tokenizers
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features tokenizers,dlpack
+
+header:
+	PAF_WRITE_HEADER=1 cargo test --test ffi the_header_is_what_the_sources_say
+
+# What the ABI is made of needs no other feature. DESTDIR is for packages.
+install: toolkit
+	cargo build --release --lib --no-default-features --features cuda
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(PREFIX)/lib/pkgconfig
+	install -m 644 include/paf.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 target/release/libpaf_cuda.a $(DESTDIR)$(PREFIX)/lib/
+	install -m 755 target/release/libpaf_cuda.so $(DESTDIR)$(PREFIX)/lib/
+	sed 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|' paf.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/paf.pc
 
 # Nothing to do where build.rs will find an nvcc by itself.
 toolkit:

@@ -86,6 +86,14 @@ pub enum Error {
         /// Bytes the device has.
         total_bytes: usize,
     },
+    /// The scratch memory that a forward call was lent is too small for it.
+    #[error("the workspace has {given_bytes} bytes, this call needs {needed_bytes}")]
+    WorkspaceTooSmall {
+        /// Bytes that there are.
+        given_bytes: usize,
+        /// Bytes that the call needs.
+        needed_bytes: usize,
+    },
     /// A CUDA call failed; the context is still usable.
     #[error("{operation}: CUDA error {code}: {text}")]
     Cuda {

@@ -77,6 +77,7 @@
 //! | [`weights`] | host-side weights, row-major f32 as PyTorch stores them |
 //! | [`checkpoint`] | models in Hugging Face's format, memory-mapped |
 //! | [`gpu`] | kernels, streams, schedules, graphs; whole models |
+//! | [`ffi`] | the C ABI of `include/paf.h` |
 //! | [`cpu`] | the f32 engine, whole models on it, and the f64 oracle that everything is checked against |
 //! | [`verify`] | what is checked, and how far it may be off |
 //! | [`measure`] | verified, interleaved, paired measurement of the speedup |
@@ -86,6 +87,7 @@
 //! `cuda` (default): kernels and GPU engine; the build needs nvcc. `cli` (default): the `paf` program and [`measure`].
 //! `checkpoint` (default): [`checkpoint`]. `tokenizers`: `checkpoint::Tokenizer`, from texts to token ids;
 //! with `cli`, `paf run`.
+//! `dlpack`: tensors from and to other libraries without a copy.
 //! With `--no-default-features` the crate is the CPU library and needs no nvcc.
 
 /// The README's examples, compiled and run as documentation tests.
@@ -99,6 +101,8 @@ pub mod config;
 pub mod cpu;
 mod dtype;
 mod error;
+#[cfg(feature = "cuda")]
+pub mod ffi;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 #[cfg(feature = "cli")]

@@ -20,6 +20,24 @@ use crate::error::{Error, Result};
 /// How many fields [`LayerWeights`] has, γ and β counted apart.
 pub(crate) const LAYER_FIELDS: usize = 14;
 
+/// Their names, in the order of declaration.
+pub(crate) const LAYER_FIELD_NAMES: [&str; LAYER_FIELDS] = [
+    "w_qkv",
+    "b_qkv",
+    "w_o",
+    "b_o",
+    "w_1",
+    "b_1",
+    "w_gate",
+    "b_gate",
+    "w_2",
+    "b_2",
+    "ln_1.gamma",
+    "ln_1.beta",
+    "ln_2.gamma",
+    "ln_2.beta",
+];
+
 /// γ and β of one layer norm, `[hidden_size]` each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormWeights {
@@ -114,31 +132,23 @@ impl LayerWeights {
     /// Every field with its name, in the order of declaration.
     pub fn fields(&self) -> [(&'static str, &Vec<f32>); LAYER_FIELDS] {
         let Self { w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2, ln_1, ln_2 } = self;
-        [
-            ("w_qkv", w_qkv),
-            ("b_qkv", b_qkv),
-            ("w_o", w_o),
-            ("b_o", b_o),
-            ("w_1", w_1),
-            ("b_1", b_1),
-            ("w_gate", w_gate),
-            ("b_gate", b_gate),
-            ("w_2", w_2),
-            ("b_2", b_2),
-            ("ln_1.gamma", &ln_1.gamma),
-            ("ln_1.beta", &ln_1.beta),
-            ("ln_2.gamma", &ln_2.gamma),
-            ("ln_2.beta", &ln_2.beta),
-        ]
+        let of_products = [w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2];
+        let of_norms = [&ln_1.gamma, &ln_1.beta, &ln_2.gamma, &ln_2.beta];
+        let mut values = of_products.into_iter().chain(of_norms);
+        LAYER_FIELD_NAMES.map(|name| (name, values.next().expect("as many fields as names")))
     }
+}
+
+/// How many elements each of a layer's fields has, in the order of declaration.
+pub(crate) fn field_lengths(config: &LayerConfig) -> [usize; LAYER_FIELDS] {
+    let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
+    let gates = if config.gated { f } else { 0 };
+    [qkv * h, qkv, h * q, h, f * h, f, gates * h, gates, h * f, h, h, h, h, h]
 }
 
 /// Checks the length of each of a layer's fields, which are in the order of declaration.
 pub(crate) fn check_lengths(config: &LayerConfig, fields: [(&'static str, usize); LAYER_FIELDS]) -> Result<()> {
-    let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
-    let gates = if config.gated { f } else { 0 };
-    let expected = [qkv * h, qkv, h * q, h, f * h, f, gates * h, gates, h * f, h, h, h, h, h];
-    for ((name, len), expected) in fields.into_iter().zip(expected) {
+    for ((name, len), expected) in fields.into_iter().zip(field_lengths(config)) {
         if len != expected {
             return Err(Error::mismatch("weights", name, format!("{len} elements"), expected));
         }

@@ -1,10 +1,18 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
-//! disturbance, models from their checkpoints on, and what must be refused. Where there is no CUDA device every test is reported as ignored.
+//! disturbance, models from their checkpoints on, what other programs bring, through Rust and through C, what must be refused, and what goes wrong. Where there is no CUDA device every test is reported as ignored.
 
+#[path = "gpu/abi.rs"]
+mod abi;
+#[path = "gpu/borrowed.rs"]
+mod borrowed;
+#[path = "gpu/faults.rs"]
+mod faults;
 #[path = "gpu/models.rs"]
 mod models;
 #[path = "gpu/planner.rs"]
 mod planner;
+#[path = "gpu/soak.rs"]
+mod soak;
 
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,19 +33,23 @@ type Outcome = Result<(), Failed>;
 static ALONE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
+    if let Some(code) = faults::child() {
+        return code;
+    }
     let arguments = Arguments::from_args();
     let device = match device_count() {
         Err(Error::NoDriver) | Ok(0) => None,
         // A driver that answers anything else is a machine that should work and does not: the tests say so.
         _ => Some(Device::new(0)),
     };
-    let trials = match device {
+    let mut trials = match device {
         Some(Ok(device)) => trials(&device),
         Some(Err(error)) => {
             vec![Trial::test("the device opens", move || Err(error.to_string().into()))]
         }
         None => vec![Trial::test("ignored: no CUDA device", || Ok(())).with_ignored_flag(true)],
     };
+    faults::anywhere(&mut trials);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -93,6 +105,10 @@ fn trials(device: &Device) -> Vec<Trial> {
     }
     planner::trials(device, &mut trials);
     models::trials(device, &mut trials);
+    borrowed::trials(device, &mut trials);
+    abi::trials(device, &mut trials);
+    faults::trials(&mut trials);
+    soak::trials(device, &mut trials);
     trials
 }
 

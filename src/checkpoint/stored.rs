@@ -3,6 +3,7 @@
 use super::Checkpoint;
 use super::files::Files;
 use super::sources::{HeadSources, LayerSources, ModelSources, NormSource, Source, TransformSources};
+use crate::error::Result;
 use crate::weights::{Elements, HeadElements, LayerElements, ModelElements, TransformElements};
 
 struct Stored<'a> {
@@ -15,8 +16,9 @@ impl Elements for Stored<'_> {
         self.source.len()
     }
 
-    fn read(&self, first: usize, to: &mut [f32]) {
+    fn read(&self, first: usize, to: &mut [f32]) -> Result<()> {
         self.files.read_part(self.source, first, to);
+        Ok(())
     }
 }
 
@@ -84,7 +86,7 @@ mod tests {
         let mut first = 0;
         for (i, size) in [1, 7, 2, 501, 13].into_iter().cycle().enumerate() {
             let end = (first + size + i).min(values.len());
-            elements.read(first, &mut values[first..end]);
+            elements.read(first, &mut values[first..end]).unwrap();
             first = end;
             if first == values.len() {
                 return values;

@@ -2,7 +2,7 @@
 
 use super::device::{Device, Stream};
 use super::memory::Buffer;
-use crate::config::BatchShape;
+use crate::config::{BatchShape, check_dimension};
 use crate::error::{Error, Result};
 
 /// The shape of a batch, with what kernels need to know of its sequences on the device.
@@ -12,6 +12,37 @@ pub struct Batch {
     device: Device,
     /// i32 lengths, if there are any; for packed sequences then their first rows, then the position of each row.
     buffer: Option<Buffer>,
+    /// Of a batch in someone else's memory, what it says.
+    borrowed: Option<Sequences>,
+}
+
+/// Which rows are which sequences, as someone else's memory on a device says. Pointers (`CUdeviceptr`) are to i32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BorrowedSequences {
+    /// `batch` sequences of `seq_len` rows each.
+    Padded {
+        /// Number of sequences.
+        batch: usize,
+        /// Rows of each, padding included.
+        seq_len: usize,
+        /// `[batch]`, valid tokens of each, 0 to `seq_len`; 0: no row is padding.
+        lengths: u64,
+    },
+    /// `batch` sequences one after the other without padding.
+    Packed {
+        /// Number of sequences.
+        batch: usize,
+        /// Tokens of the longest, or more: what attention's grid is made for.
+        seq_len: usize,
+        /// Tokens of all together.
+        rows: usize,
+        /// `[batch]`, tokens of each.
+        lengths: u64,
+        /// `[batch]`, the row of each one's first token.
+        first_rows: u64,
+        /// `[rows]`, the position of each row in its sequence.
+        positions: u64,
+    },
 }
 
 /// What `Batch::buffer` holds.
@@ -88,7 +119,44 @@ impl Batch {
             let new = buffer.insert(Buffer::new(device, "the lengths of a batch", bytes)?);
             new.write(0, &values)?;
         }
-        Ok(Self { shape: shape.clone(), device: device.clone(), buffer })
+        Ok(Self { shape: shape.clone(), device: device.clone(), buffer, borrowed: None })
+    }
+
+    /// A batch that someone else's memory on the device describes. Nothing is copied, nothing enqueued, and none of it read until a
+    /// call's kernels run.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for a number that is 0 or above 2²⁰, or more than 2²⁰ rows, or 2³¹ or more of `batch · seq_len`;
+    /// [`Error::Mismatch`] for a pointer that is not aligned to 4 bytes, or missing, or more rows than sequences of that length have.
+    ///
+    /// # Safety
+    /// The pointers lead to that many numbers in the device's memory, which are as [`BorrowedSequences`] says and stay so from each call
+    /// with the batch on until its stream has run it.
+    pub unsafe fn from_raw(device: &Device, sequences: BorrowedSequences) -> Result<Self> {
+        const OPERATION: &str = "Batch::from_raw";
+        let (shape, sequences) = match sequences {
+            BorrowedSequences::Padded { batch, seq_len, lengths } => {
+                let shape = BatchShape::new(batch, seq_len)?;
+                let rows = shape.rows();
+                (shape, Sequences { batch, seq_len, rows, lengths, first_rows: 0, positions: 0 })
+            }
+            BorrowedSequences::Packed { batch, seq_len, rows, lengths, first_rows, positions } => {
+                check_dimension("batch", batch)?;
+                check_dimension("seq_len", seq_len)?;
+                // Each factor is at most 2²⁰, so the product cannot wrap. Kernels count blocks as if every sequence were this long.
+                if rows > batch * seq_len || batch * seq_len > i32::MAX as usize {
+                    let got = format!("{rows} (batch {batch}, seq_len {seq_len})");
+                    let expected = "at most batch · seq_len, which is less than 2³¹";
+                    return Err(Error::mismatch(OPERATION, "number of rows", got, expected));
+                }
+                if first_rows == 0 {
+                    return Err(Error::mismatch(OPERATION, "first rows", "absent", "those of the packed sequences"));
+                }
+                (BatchShape::new(1, rows)?, Sequences { batch, seq_len, rows, lengths, first_rows, positions })
+            }
+        };
+        sequences.check(OPERATION)?;
+        Ok(Self { shape, device: device.clone(), buffer: None, borrowed: Some(sequences) })
     }
 
     /// Device memory that [`with_room`](Self::with_room) takes, bytes.
@@ -99,7 +167,7 @@ impl Batch {
     /// A batch of one token, with room for [`set`](Self::set) to make another of it.
     pub(super) fn with_room(device: &Device, rows: usize, sequences: usize) -> Result<Self> {
         let buffer = Buffer::new(device, "the lengths of a batch", Self::room_bytes(rows, sequences))?;
-        Ok(Self { shape: BatchShape::new(1, 1)?, device: device.clone(), buffer: Some(buffer) })
+        Ok(Self { shape: BatchShape::new(1, 1)?, device: device.clone(), buffer: Some(buffer), borrowed: None })
     }
 
     /// Another batch in the same memory, in the order of `stream`: what was launched there before has still seen the last one.
@@ -113,7 +181,7 @@ impl Batch {
         Ok(())
     }
 
-    /// The shape.
+    /// The shape. Of a batch in someone else's memory, whose lengths only the device knows, the rows alone are certain.
     pub fn shape(&self) -> &BatchShape {
         &self.shape
     }
@@ -132,6 +200,9 @@ impl Batch {
     }
 
     pub(super) fn sequences(&self) -> Sequences {
+        if let Some(sequences) = self.borrowed {
+            return sequences;
+        }
         // A batch with room for others has a buffer that may hold nothing of this one.
         let buffer = self.buffer.as_ref().filter(|_| self.shape.lengths().is_some());
         let (batch, lengths) = (self.shape.batch(), buffer.map_or(0, Buffer::pointer));

@@ -74,7 +74,17 @@ pub fn driver_version() -> Result<(u32, u32)> {
     Ok((version as u32 / 1000, version as u32 % 1000 / 10))
 }
 
-/// One CUDA device with its (primary) context. Cheap to clone; usable from any thread.
+/// The driver's version, if it can load this build's PTX.
+fn check_driver() -> Result<(u32, u32)> {
+    let version = driver_version()?;
+    if version < ptx::TOOLKIT_VERSION {
+        let text = |(major, minor): (u32, u32)| format!("{major}.{minor}");
+        return Err(Error::DriverTooOld { driver: text(version), needed: text(ptx::TOOLKIT_VERSION) });
+    }
+    Ok(version)
+}
+
+/// One CUDA device with a context on it: its primary one, or [someone else's](Self::from_context). Cheap to clone; usable from any thread.
 #[derive(Clone)]
 pub struct Device {
     inner: Arc<Inner>,
@@ -123,16 +133,18 @@ impl Device {
         if ordinal >= count {
             return Err(Error::NoDevice { ordinal, count });
         }
-        let cuda_driver_version = driver_version()?;
-        if cuda_driver_version < ptx::TOOLKIT_VERSION {
-            let text = |(major, minor): (u32, u32)| format!("{major}.{minor}");
-            return Err(Error::DriverTooOld { driver: text(cuda_driver_version), needed: text(ptx::TOOLKIT_VERSION) });
-        }
+        check_driver()?;
         let context = CudaContext::new(ordinal).map_err(|error| cuda_error("opening the device", error))?;
-        // SAFETY: no slice of cudarc's is ever made in this context, so there is nothing for its tracking to protect;
+        // SAFETY: no slice of cudarc's is ever made with this object, so there is nothing for its tracking to protect;
         // all ordering is by explicit events.
         unsafe { context.disable_event_tracking() };
-        let info = describe(&context, ordinal, cuda_driver_version)
+        Self::in_context(context, portable)
+    }
+
+    /// A device in a context that is there.
+    pub(super) fn in_context(context: Arc<CudaContext>, portable: bool) -> Result<Self> {
+        let cuda_driver_version = check_driver()?;
+        let info = describe(&context, context.ordinal(), cuda_driver_version)
             .map_err(|error| cuda_error("reading the device's attributes", error))?;
         if info.compute_capability < (8, 0) {
             let (major, minor) = info.compute_capability;
@@ -204,7 +216,7 @@ impl Device {
     }
 
     /// Makes the context current on this thread. Every entry starts here; after a sticky error none goes further.
-    pub(super) fn enter(&self) -> Result<()> {
+    pub(crate) fn enter(&self) -> Result<()> {
         if let Some(cause) = self.inner.lost.get() {
             return Err(Error::ContextLost { cause: cause.clone() });
         }
@@ -231,6 +243,15 @@ impl Device {
             Dtype::F16 => 1,
         };
         self.inner.kernels[index].get_or_init(|| Kernels::load(self, dtype)).as_ref().map_err(Clone::clone)
+    }
+
+    /// Loads the kernels for an element type, which else the first call that needs them does; in a stream capture none can be loaded.
+    /// Making an [`Encoder`](super::Encoder) does this, too.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn prepare(&self, dtype: Dtype) -> Result<()> {
+        self.kernels(dtype).map(drop)
     }
 
     /// Whether it was opened for the portable kernels only.
@@ -303,7 +324,7 @@ fn is_sticky(code: CUresult) -> bool {
     )
 }
 
-fn cuda_error(operation: &'static str, error: DriverError) -> Error {
+pub(super) fn cuda_error(operation: &'static str, error: DriverError) -> Error {
     let text = |part: Result<&std::ffi::CStr, DriverError>| {
         part.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
     };
@@ -365,8 +386,17 @@ impl Stream {
         self.device.check("making a stream wait", waiting)
     }
 
+    /// A stream that is there already.
+    pub(super) fn of(device: &Device, inner: Arc<CudaStream>) -> Self {
+        Self { device: device.clone(), inner }
+    }
+
     pub(super) fn raw(&self) -> sys::CUstream {
         self.inner.cu_stream()
+    }
+
+    pub(super) fn cudarc(&self) -> &CudaStream {
+        &self.inner
     }
 }
 

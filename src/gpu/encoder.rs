@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::attention::{self, head_dims};
 use super::batch::Batch;
+use super::borrowed::BorrowedLayer;
 use super::device::{Device, Stream};
 use super::gemm;
 use super::graph::Graph;
@@ -17,7 +18,7 @@ use super::schedule;
 use super::workspace::Workspace;
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
-use crate::config::{EncoderConfig, LayerConfig};
+use crate::config::{EncoderConfig, LayerConfig, check_dimension};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::weights::{Elements, LayerElements, LayerWeights, check_lengths};
@@ -60,11 +61,9 @@ impl DeviceLayer {
         let first = config.first_size();
         let [w_qkv, b_qkv, w_o, b_o, w_1, b_1, w_gate, b_gate, w_2, b_2, gamma_1, beta_1, gamma_2, beta_2] =
             fields.each_ref().map(|(_, elements)| &**elements);
-        let [mut b_out, of_ffn] = [b_o, b_2].map(|bias| {
-            let mut values = vec![0.0; h];
-            bias.read(0, &mut values);
-            values
-        });
+        let (mut b_out, mut of_ffn) = (vec![0.0; h], vec![0.0; h]);
+        b_o.read(0, &mut b_out)?;
+        b_2.read(0, &mut of_ffn)?;
         b_out.iter_mut().zip(of_ffn).for_each(|(sum, two)| *sum += two);
         let b_out = &b_out;
         let tensors: [&dyn Elements; 15] =
@@ -138,6 +137,27 @@ impl EncoderWeights {
     pub fn from_checkpoint(device: &Device, checkpoint: &Checkpoint, dtype: Dtype) -> Result<Self> {
         Self::upload_with(device, checkpoint.config(), dtype, |upload| {
             checkpoint.layer_elements().try_for_each(|layer| upload(&layer))
+        })
+    }
+
+    /// The same of layers in someone else's memory, on the host or a device, in any of three element types. They are copied, after
+    /// everything launched on the device has finished.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload); [`Error::Mismatch`] for a matrix that is not there.
+    ///
+    /// # Safety
+    /// Every pointer that is not null leads to as many elements as [`LayerWeights`] says for `config`, in that layer's memory, which
+    /// nothing writes during the call; a device's memory is one that `device` can read.
+    pub unsafe fn upload_borrowed(
+        device: &Device,
+        config: &EncoderConfig,
+        dtype: Dtype,
+        layers: &[BorrowedLayer],
+    ) -> Result<Self> {
+        device.synchronize()?;
+        Self::upload_with(device, config, dtype, |upload| {
+            layers.iter().try_for_each(|layer| upload(&layer.elements(device, &config.layer)?))
         })
     }
 
@@ -295,18 +315,34 @@ impl Encoder {
         Workspace::new(self.device(), &self.config.layer, batch.shape().rows())
     }
 
+    /// Scratch memory that a forward call on `rows` rows takes, bytes: what [`Workspace::lend`] is to be given.
+    pub fn scratch_bytes(&self, rows: usize) -> usize {
+        Workspace::scratch_bytes(&self.config.layer, rows)
+    }
+
+    /// Streams and events for forward calls on at most `rows` rows, and the little memory that keeps its content between calls, without
+    /// scratch memory: [`Workspace::lend`] gives it someone else's.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConfig`] for no rows, or more than 2²⁰; [`Error::OutOfMemory`], [`Error::Cuda`], [`Error::ContextLost`].
+    pub fn workspace_without_scratch(&self, rows: usize) -> Result<Workspace> {
+        check_dimension("rows", rows)?;
+        Workspace::without_scratch(self.device(), &self.config.layer, rows)
+    }
+
     /// The same stack without the layers after the first `layers`.
     pub(super) fn first_layers(&self, layers: usize) -> Self {
         let num_hidden_layers = layers.min(self.config.num_hidden_layers);
         Self { config: EncoderConfig { num_hidden_layers, ..self.config.clone() }, weights: self.weights.clone() }
     }
 
-    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once, unless it fails midway, when it waits
-    /// for the device; the result is there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
+    /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once; the result is
+    /// there when the stream has run what was enqueued. Rows of padding become zeros, whatever `x` holds there.
     ///
     /// `plan` is a [`Schedule`](crate::Schedule), whose kernels are chosen by estimate, or what a [`Planner`](super::Planner) has
     /// found by measurement.
     ///
+    /// `x` and `y` can be one matrix where both are borrowed from someone else ([`Tensor::from_raw`]).
     /// `x`, `y`, the batch and the workspace belong to the call until the stream has run it: do not write `x` or
     /// start another call with the same workspace on another stream before.
     ///
@@ -374,6 +410,13 @@ impl Encoder {
         Graph::record(stream, || self.forward(stream, plan, batch, x, y, workspace))
     }
 
+    /// Checks that the stack can be run as planned on some number of rows, and loads what that needs.
+    pub(crate) fn load_plan(&self, plan: &Plan) -> Result<()> {
+        let kernels = self.device().kernels(self.dtype())?;
+        // The fewer rows, the more variants there are.
+        plan::prepare(plan, kernels, self.device(), &self.config.layer, 1)
+    }
+
     fn prepare(&self, plan: &Plan, batch: &Batch) -> Result<()> {
         let kernels = self.device().kernels(self.dtype())?;
         plan::prepare(plan, kernels, self.device(), &self.config.layer, batch.shape().rows())
@@ -409,6 +452,17 @@ impl Encoder {
                 format!("the encoder's device object (ordinal {})", self.device().info().ordinal),
             ));
         }
-        workspace.check(&self.config.layer, shape.0)
+        workspace.check(&self.config.layer, shape.0)?;
+        // Of memory that someone else owns, that it is apart is the caller's word, which a look at the addresses can test.
+        let (x, y) = (x.matrix(), y.matrix());
+        if x.pointer != y.pointer && x.overlaps(&y) {
+            return Err(Error::mismatch(
+                OPERATION,
+                "y",
+                format!("at {:#x}, {} bytes from x", y.pointer, y.pointer.abs_diff(x.pointer)),
+                "x itself, or memory apart from it",
+            ));
+        }
+        workspace.check_apart(OPERATION, [("x", x), ("y", y)])
     }
 }

@@ -1,136 +1,14 @@
 //! Device memory: raw buffers, and 16-bit matrices in them.
 
-use cudarc::driver::{DriverError, result, sys};
+mod buffer;
+
+pub(super) use buffer::Buffer;
 use rayon::prelude::*;
 
-use super::device::{Device, Stream};
+use super::device::Device;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::weights::{Elements, in_pieces};
-
-/// An owned allocation. Dropping it waits for the device first, so that no kernel can still be using it.
-#[derive(Debug)]
-pub(super) struct Buffer {
-    device: Device,
-    pointer: sys::CUdeviceptr,
-    bytes: usize,
-}
-
-impl Buffer {
-    /// `bytes` (at least 1) of uninitialised memory for `what`, aligned to 256 bytes.
-    pub(super) fn new(device: &Device, what: &str, bytes: usize) -> Result<Self> {
-        device.enter()?;
-        // SAFETY: the result is owned here, and freed once, in `drop`.
-        let pointer = match unsafe { result::malloc_sync(bytes) } {
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let (free_bytes, total_bytes) = device.memory_info().unwrap_or_default();
-                return Err(Error::OutOfMemory {
-                    what: what.to_owned(),
-                    requested_bytes: bytes,
-                    free_bytes,
-                    total_bytes,
-                });
-            }
-            answer => device.check("allocating", answer)?,
-        };
-        Ok(Self { device: device.clone(), pointer, bytes })
-    }
-
-    pub(super) fn pointer(&self) -> u64 {
-        self.pointer
-    }
-
-    /// Copies `values` to `offset_bytes`, and waits until they are there.
-    pub(super) fn write<T: bytemuck::NoUninit>(&self, offset_bytes: usize, values: &[T]) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        assert!(offset_bytes + bytes.len() <= self.bytes, "a write past the end of a buffer");
-        self.device.enter()?;
-        // SAFETY: inside the allocation, as just checked.
-        let copied = unsafe { result::memcpy_htod_sync(self.pointer + offset_bytes as u64, bytes) };
-        self.device.check("copying to the device", copied)?;
-        // From pageable memory the call returns when the values are staged, not when they have arrived, and the streams of
-        // this crate do not wait for the default stream that carries them.
-        self.device.synchronize()
-    }
-
-    /// The whole content, after everything launched on the device has finished.
-    pub(super) fn read_u16(&self) -> Result<Vec<u16>> {
-        self.device.synchronize()?;
-        let mut values = vec![0u16; self.bytes / 2];
-        // SAFETY: the vector has the allocation's size.
-        let copied = unsafe { result::memcpy_dtoh_sync(&mut values, self.pointer) };
-        self.device.check("copying from the device", copied)?;
-        Ok(values)
-    }
-
-    /// `len` values from `offset_bytes` on, after everything launched on the device has finished.
-    pub(super) fn read_part<T: bytemuck::Pod>(&self, offset_bytes: usize, len: usize) -> Result<Vec<T>> {
-        assert!(offset_bytes + len * size_of::<T>() <= self.bytes, "a read past the end of a buffer");
-        self.device.synchronize()?;
-        let mut values = vec![T::zeroed(); len];
-        // SAFETY: inside the allocation, as just checked; any bits are a value.
-        let copied = unsafe { result::memcpy_dtoh_sync(&mut values, self.pointer + offset_bytes as u64) };
-        self.device.check("copying from the device", copied)?;
-        Ok(values)
-    }
-
-    /// Rounds `elements` to `dtype` and copies them to `offset_bytes`, a piece at a time, so that no more than a few megabytes of
-    /// the host's memory are needed whatever their number.
-    pub(super) fn write_rounded(&self, offset_bytes: usize, dtype: Dtype, elements: &dyn Elements) -> Result<()> {
-        const PIECE: usize = 1 << 22;
-        in_pieces(elements, PIECE, |first, values| {
-            self.write(offset_bytes + first * Dtype::BYTES, &to_bits(dtype, values))
-        })
-    }
-
-    /// Enqueues a copy of `values` to `offset_bytes` on `stream`, in its order. The values may change when this returns.
-    pub(super) fn write_on<T: bytemuck::NoUninit>(
-        &self,
-        stream: &Stream,
-        offset_bytes: usize,
-        values: &[T],
-    ) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        assert!(offset_bytes + bytes.len() <= self.bytes, "a write past the end of a buffer");
-        self.device.enter()?;
-        // SAFETY: inside the allocation, as just checked, which outlives the copy since it waits for the device before it is
-        // freed. The source is pageable memory, of which the driver has made its own copy when the call returns.
-        let copied = unsafe { result::memcpy_htod_async(self.pointer + offset_bytes as u64, bytes, stream.raw()) };
-        self.device.check("copying to the device", copied)
-    }
-
-    /// Copies from `from` over and over until this buffer is full.
-    fn repeat(&self, from: &Self) -> Result<()> {
-        self.device.synchronize()?;
-        for offset in (0..self.bytes).step_by(from.bytes) {
-            let bytes = from.bytes.min(self.bytes - offset);
-            // SAFETY: inside both allocations.
-            let copied = unsafe { result::memcpy_dtod_sync(self.pointer + offset as u64, from.pointer, bytes) };
-            self.device.check("copying on the device", copied)?;
-        }
-        self.device.synchronize()
-    }
-
-    /// Sets every 16-bit word, after everything launched on the device has finished.
-    pub(super) fn fill_u16(&self, word: u16) -> Result<()> {
-        self.device.synchronize()?;
-        // SAFETY: inside the allocation.
-        let filled = unsafe { sys::cuMemsetD16_v2(self.pointer, word, self.bytes / 2) }.result();
-        self.device.check("filling memory", filled)?;
-        self.device.synchronize()
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        // Errors here belong to earlier work, which reports them where it is waited for; in a lost context the memory is
-        // gone already.
-        if self.device.synchronize().is_ok() {
-            // SAFETY: allocated by `new`, freed only here, and nothing runs on the device.
-            let _ = unsafe { result::free_sync(self.pointer) };
-        }
-    }
-}
+use crate::weights::Elements;
 
 /// A matrix on the device: row-major, without gaps, 16-bit elements. Activations are `[rows, hidden_size]`.
 #[derive(Debug)]
@@ -159,6 +37,29 @@ impl Tensor {
         let tensor = Self::uninitialised(device, dtype, rows, cols)?;
         tensor.buffer.write(0, &to_bits(dtype, values))?;
         Ok(tensor)
+    }
+
+    /// A matrix in memory that someone else owns and frees, at `pointer` (a `CUdeviceptr`, aligned to 16 bytes).
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for an empty matrix, one that no address space holds, or a pointer that is null or not aligned.
+    ///
+    /// # Safety
+    /// `pointer` is the device's memory, `rows · cols` elements of `dtype` long, for as long as the tensor is used and whatever was
+    /// enqueued with it has not run. Nothing else touches that memory meanwhile, or writes it if the tensor is only read, but in the
+    /// order of the streams on which the tensor is used.
+    pub unsafe fn from_raw(device: &Device, dtype: Dtype, pointer: u64, rows: usize, cols: usize) -> Result<Self> {
+        let bytes = Self::bytes(rows, cols)?;
+        check_pointer("Tensor::from_raw", pointer, bytes, 16)?;
+        // SAFETY: the caller's promise.
+        let buffer = unsafe { Buffer::borrowed(device, pointer, bytes) };
+        Ok(Self { buffer, dtype, rows, cols })
+    }
+
+    /// The same borrowed matrix, whose owner is dropped with it, when nothing on the device uses it any more.
+    #[cfg(feature = "dlpack")]
+    pub(super) fn keeping(self, owner: Box<dyn std::any::Any + Send + Sync>) -> Self {
+        Self { buffer: self.buffer.keeping(owner), ..self }
     }
 
     /// A matrix in which every element is NaN: what a kernel fails to write stays visible.
@@ -231,11 +132,15 @@ impl Tensor {
         Ok(bits.par_iter().map(|&bits| self.dtype.from_bits(bits)).collect())
     }
 
-    fn uninitialised(device: &Device, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
+    fn bytes(rows: usize, cols: usize) -> Result<usize> {
         let bytes = rows.checked_mul(cols).and_then(|elements| elements.checked_mul(Dtype::BYTES));
-        let Some(bytes) = bytes.filter(|&bytes| bytes > 0) else {
-            return Err(Error::mismatch("Tensor", "shape", format!("{rows} × {cols}"), "a positive, addressable size"));
-        };
+        bytes.filter(|&bytes| bytes > 0).ok_or_else(|| {
+            Error::mismatch("Tensor", "shape", format!("{rows} × {cols}"), "a positive, addressable size")
+        })
+    }
+
+    fn uninitialised(device: &Device, dtype: Dtype, rows: usize, cols: usize) -> Result<Self> {
+        let bytes = Self::bytes(rows, cols)?;
         let buffer = Buffer::new(device, "a tensor", bytes)?;
         Ok(Self { buffer, dtype, rows, cols })
     }
@@ -268,16 +173,16 @@ impl Tensor {
 
     /// The device that it lives on.
     pub fn device(&self) -> &Device {
-        &self.buffer.device
+        self.buffer.device()
     }
 
     #[cfg(feature = "cli")]
     pub(super) fn pointer(&self) -> u64 {
-        self.buffer.pointer
+        self.buffer.pointer()
     }
 
     pub(super) fn matrix(&self) -> Matrix {
-        Matrix { pointer: self.buffer.pointer, rows: self.rows, cols: self.cols, stride: self.cols }
+        Matrix { pointer: self.buffer.pointer(), rows: self.rows, cols: self.cols, stride: self.cols }
     }
 }
 
@@ -295,11 +200,29 @@ impl Floats {
     /// [`Error::Mismatch`] for a length of 0, or one that no address space holds; [`Error::OutOfMemory`], [`Error::Cuda`],
     /// [`Error::ContextLost`].
     pub fn poisoned(device: &Device, len: usize) -> Result<Self> {
-        let bytes = len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes > 0);
-        let bytes = bytes.ok_or_else(|| Error::mismatch("Floats", "length", len, "a positive, addressable one"))?;
+        let bytes = Self::bytes(len)?;
         let buffer = Buffer::new(device, "f32 values", bytes)?;
         buffer.fill_u16(0xffff)?;
         Ok(Self { buffer, len })
+    }
+
+    /// `len` values in memory that someone else owns and frees, at `pointer` (a `CUdeviceptr`, aligned to 4 bytes).
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] as for [`poisoned`](Self::poisoned), or for a pointer that is null or not aligned.
+    ///
+    /// # Safety
+    /// As for [`Tensor::from_raw`].
+    pub unsafe fn from_raw(device: &Device, pointer: u64, len: usize) -> Result<Self> {
+        let bytes = Self::bytes(len)?;
+        check_pointer("Floats::from_raw", pointer, bytes, size_of::<f32>() as u64)?;
+        // SAFETY: the caller's promise.
+        Ok(Self { buffer: unsafe { Buffer::borrowed(device, pointer, bytes) }, len })
+    }
+
+    fn bytes(len: usize) -> Result<usize> {
+        let bytes = len.checked_mul(size_of::<f32>()).filter(|&bytes| bytes > 0);
+        bytes.ok_or_else(|| Error::mismatch("Floats", "length", len, "a positive, addressable one"))
     }
 
     /// The values, after everything launched on the device has finished.
@@ -328,12 +251,21 @@ impl Floats {
 
     /// The device that they live on.
     pub fn device(&self) -> &Device {
-        &self.buffer.device
+        self.buffer.device()
     }
 
     pub(super) fn pointer(&self) -> u64 {
-        self.buffer.pointer
+        self.buffer.pointer()
     }
+}
+
+/// Checks an address that someone else gave: not null, aligned, and `bytes` from it are inside the address space.
+pub(super) fn check_pointer(operation: &'static str, pointer: u64, bytes: usize, alignment: u64) -> Result<()> {
+    if pointer == 0 || !pointer.is_multiple_of(alignment) || pointer.checked_add(bytes as u64).is_none() {
+        let expected = format!("the address of {bytes} bytes, aligned to {alignment}");
+        return Err(Error::mismatch(operation, "pointer", format!("{pointer:#x}"), expected));
+    }
+    Ok(())
 }
 
 pub(super) fn to_bits(dtype: Dtype, values: &[f32]) -> Vec<u16> {
@@ -351,8 +283,8 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// Bytes from the first element to the end of the last row.
-    fn span(&self) -> (u64, u64) {
+    /// From the first element to the end of the last row, in bytes.
+    pub(super) fn span(&self) -> (u64, u64) {
         let elements = (self.rows.max(1) - 1) * self.stride + self.cols;
         (self.pointer, self.pointer + (elements * Dtype::BYTES) as u64)
     }

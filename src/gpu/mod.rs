@@ -12,11 +12,19 @@
 //! A [`Model`] is an encoder with what a language model has around its layers: from token ids to hidden states, which stay on the
 //! device in a [`ModelWorkspace`], and from these to logits or pooled vectors. Unlike the encoder's, its calls copy from and to the host.
 //!
+//! Other programs' contexts, streams and memory are taken as they are: safely as cudarc has them ([`Device::from_cudarc`],
+//! [`Stream::from_cudarc`], [`Encoder::forward_slices`]), and raw ([`Device::from_context`], [`Stream::from_raw`],
+//! [`Tensor::from_raw`], [`Batch::from_raw`], [`Workspace::lend`], [`EncoderWeights::upload_borrowed`]). With the feature `dlpack`, `Tensor::from_dlpack` and `into_dlpack`.
+//! [`ffi`](crate::ffi) has the same for C.
+//!
 //! [`Encoder::capture`] records the same launches into a [`Graph`], which replays them at a fraction of the host's cost.
 
 mod attention;
 mod batch;
+mod borrowed;
 mod device;
+#[cfg(feature = "dlpack")]
+mod dlpack;
 mod embed;
 mod encoder;
 mod gate;
@@ -36,8 +44,13 @@ mod schedule;
 pub(crate) mod tiles;
 mod workspace;
 
-pub use batch::Batch;
+pub use batch::{Batch, BorrowedSequences};
+pub(crate) use borrowed::CurrentContext;
+pub use borrowed::{BorrowedLayer, Element, ElementType, Location};
+pub use cudarc;
 pub use device::{Device, DeviceInfo, Event, Stream, device_count, driver_version};
+#[cfg(feature = "dlpack")]
+pub use dlpk;
 pub use encoder::{Encoder, EncoderWeights};
 pub use graph::{Edges, Graph};
 pub use memory::{Floats, Tensor};

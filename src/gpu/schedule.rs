@@ -124,8 +124,7 @@ pub(super) unsafe fn forward(
         }
         run.streams.leave(caller)
     };
-    // What was counted for a kernel that then was not launched must not count in the next call.
-    enqueue().inspect_err(|_| workspace.reset_counters())
+    enqueue().inspect_err(|_| run.streams.give_up(caller))
 }
 
 /// What is the same for every layer of a call.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::device::{Device, Event, Stream};
-use super::memory::{Buffer, Matrix};
+use super::memory::{Buffer, Matrix, check_pointer};
 use super::plan;
 use super::rotary::RotaryTable;
 use super::tiles::GEMM_MAX_PARTS;
@@ -24,7 +24,8 @@ pub enum Branch {
 /// encoders of different designs with the same dimensions and rotary embedding.
 #[derive(Debug)]
 pub struct Workspace {
-    buffer: Buffer,
+    /// The scratch memory; of a workspace without, what it was last lent.
+    buffer: Option<Buffer>,
     /// Two u32, 0 between calls: see `gemm::Ready`.
     counters: Buffer,
     device: Device,
@@ -88,18 +89,23 @@ impl Workspace {
         Self::scratch_bytes(config, rows) + COUNTERS_BYTES + table
     }
 
-    fn scratch_bytes(config: &LayerConfig, rows: usize) -> usize {
+    pub(super) fn scratch_bytes(config: &LayerConfig, rows: usize) -> usize {
         let matrices: usize = widths(config).into_iter().map(|cols| matrix_bytes(rows, cols)).sum();
         // A call on fewer rows may need them where one on all does not.
         matrices + GEMM_MAX_PARTS * rows.min(plan::MAX_ROWS_IN_PARTS) * config.hidden_size * size_of::<f32>()
     }
 
     pub(super) fn new(device: &Device, config: &LayerConfig, rows: usize) -> Result<Self> {
+        let buffer = Buffer::new(device, "a workspace", Self::scratch_bytes(config, rows))?;
+        Ok(Self { buffer: Some(buffer), ..Self::without_scratch(device, config, rows)? })
+    }
+
+    pub(super) fn without_scratch(device: &Device, config: &LayerConfig, rows: usize) -> Result<Self> {
         let counters = Buffer::new(device, "a workspace's counters", COUNTERS_BYTES)?;
         counters.fill_u16(0)?;
         Ok(Self {
             counters,
-            buffer: Buffer::new(device, "a workspace", Self::scratch_bytes(config, rows))?,
+            buffer: None,
             device: device.clone(),
             rotary: config.rotary.map(|rotary| RotaryTable::new(device, &rotary, rows)).transpose()?,
             widths: widths(config),
@@ -135,7 +141,24 @@ impl Workspace {
     /// # Errors
     /// [`Error::Cuda`], [`Error::ContextLost`].
     pub fn poison(&mut self) -> Result<()> {
-        self.buffer.fill_u16(0xffff) // a NaN in both element types
+        self.buffer.as_ref().map_or(Ok(()), |buffer| buffer.fill_u16(0xffff)) // a NaN in both element types
+    }
+
+    /// Makes later calls use `bytes` of someone else's memory at `pointer` (a `CUdeviceptr`, aligned to 256 bytes) as scratch, instead
+    /// of what the workspace has had. How many a call needs, [`Encoder::scratch_bytes`](super::Encoder::scratch_bytes) tells. Nothing is
+    /// kept there from one call to the next.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] for a pointer that is null or not aligned.
+    ///
+    /// # Safety
+    /// The memory is the device's, and nothing else touches it, from each call on until its stream has run it, until the workspace is
+    /// lent other memory or dropped.
+    pub unsafe fn lend(&mut self, pointer: u64, bytes: usize) -> Result<()> {
+        check_pointer("Workspace::lend", pointer, bytes, 256)?;
+        // SAFETY: the caller's promise.
+        self.buffer = Some(unsafe { Buffer::borrowed(&self.device, pointer, bytes) });
+        Ok(())
     }
 
     pub(super) fn device(&self) -> &Device {
@@ -161,13 +184,40 @@ impl Workspace {
                 format!("{:?}", config.rotary),
             ));
         }
+        let (given_bytes, needed_bytes) =
+            (self.buffer.as_ref().map_or(0, Buffer::bytes), Self::scratch_bytes(config, rows));
+        if given_bytes < needed_bytes {
+            return Err(Error::WorkspaceTooSmall { given_bytes, needed_bytes });
+        }
         Ok(())
     }
 
-    /// Makes the counters 0 after a call that could not be enqueued to its end; waits for the device. An error here belongs to what made
-    /// that call fail, which has been reported.
-    pub(super) fn reset_counters(&self) {
-        let _ = self.counters.fill_u16(0);
+    /// Whether none of these lies in the scratch memory.
+    pub(super) fn check_apart<const N: usize>(
+        &self,
+        operation: &'static str,
+        operands: [(&'static str, Matrix); N],
+    ) -> Result<()> {
+        let (start, end) =
+            self.buffer.as_ref().map_or((0, 0), |buffer| (buffer.pointer(), buffer.pointer() + buffer.bytes() as u64));
+        let inside = |(_, matrix): &(_, Matrix)| {
+            let (first, last) = matrix.span();
+            first < end && start < last
+        };
+        match operands.iter().find(|operand| inside(operand)) {
+            None => Ok(()),
+            Some((what, matrix)) => Err(Error::mismatch(
+                operation,
+                what,
+                format!("at {:#x}", matrix.pointer),
+                format!("memory apart from the workspace's, {start:#x} to {end:#x}"),
+            )),
+        }
+    }
+
+    /// Makes the counters 0, in the order of `stream`.
+    pub(super) fn reset_counters(&self, stream: &Stream) -> Result<()> {
+        self.counters.zero_on(stream)
     }
 
     /// What the layer rotates queries and keys by, if it does.
@@ -175,12 +225,12 @@ impl Workspace {
         self.rotary.as_ref()
     }
 
-    /// The scratch matrices for a call on `rows` rows.
+    /// The scratch matrices for a call on `rows` rows, for which `check` has found room.
     pub(super) fn scratch(&self, rows: usize) -> Scratch {
-        let mut pointer = self.buffer.pointer();
+        let mut pointer = self.buffer.as_ref().map_or(0, Buffer::pointer);
         let [wide, context, attention_out, ffn_out, normed_1, normed_2] = self.widths.map(|cols| {
             let matrix = Matrix { pointer, rows, cols, stride: cols };
-            pointer += matrix_bytes(self.rows, cols) as u64;
+            pointer += matrix_bytes(rows, cols) as u64;
             matrix
         });
         let columns = |from: usize, cols| Matrix { pointer: wide.pointer + (from * Dtype::BYTES) as u64, cols, ..wide };

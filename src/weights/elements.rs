@@ -9,8 +9,8 @@ pub(crate) trait Elements: Sync {
     /// How many there are.
     fn len(&self) -> usize;
 
-    /// Copies those from `first` on, as many as `to` has room for. There are that many.
-    fn read(&self, first: usize, to: &mut [f32]);
+    /// Copies those from `first` on, as many as `to` has room for. There are that many. Only a device's memory can fail to be read.
+    fn read(&self, first: usize, to: &mut [f32]) -> Result<()>;
 }
 
 impl Elements for &Vec<f32> {
@@ -18,8 +18,9 @@ impl Elements for &Vec<f32> {
         Vec::len(self)
     }
 
-    fn read(&self, first: usize, to: &mut [f32]) {
+    fn read(&self, first: usize, to: &mut [f32]) -> Result<()> {
         to.copy_from_slice(&self[first..first + to.len()]);
+        Ok(())
     }
 }
 
@@ -34,7 +35,7 @@ pub(crate) fn in_pieces(
     let mut values = vec![0.0; len.min(most)];
     (0..len).step_by(most).try_for_each(|first| {
         let piece = &mut values[..most.min(len - first)];
-        elements.read(first, piece);
+        elements.read(first, piece)?;
         visit(first, piece)
     })
 }

@@ -81,6 +81,14 @@ impl Streams<'_> {
         Ok(())
     }
 
+    /// After a call that could not be enqueued to its end: the caller's stream takes back what there is of it, and what was counted for
+    /// a kernel that then was not launched does not count in the next call. Errors here belong to what made the call fail, which is
+    /// reported.
+    pub(super) fn give_up(&self, caller: &Stream) {
+        let _ = self.join().and_then(|()| self.leave(caller));
+        let _ = self.workspace.reset_counters(caller);
+    }
+
     /// The caller's stream takes back.
     pub(super) fn leave(&self, caller: &Stream) -> Result<()> {
         if self.are_two() {
