@@ -1,6 +1,9 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
-//! disturbance, models from their checkpoints on, and what must be refused. Where there is no CUDA device every test is reported as ignored.
+//! disturbance, models from their checkpoints on, their loading, and what must be refused. Where there is no CUDA device every test is reported as ignored.
 
+#[cfg(feature = "checkpoint")]
+#[path = "gpu/loading.rs"]
+mod loading;
 #[path = "gpu/models.rs"]
 mod models;
 #[path = "gpu/planner.rs"]
@@ -93,6 +96,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     }
     planner::trials(device, &mut trials);
     models::trials(device, &mut trials);
+    #[cfg(feature = "checkpoint")]
+    loading::trials(device, &mut trials);
     trials
 }
 

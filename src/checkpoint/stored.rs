@@ -3,6 +3,7 @@
 use super::Checkpoint;
 use super::files::Files;
 use super::sources::{HeadSources, LayerSources, ModelSources, NormSource, Source, TransformSources};
+use crate::dtype::Dtype;
 use crate::weights::{Elements, HeadElements, LayerElements, ModelElements, TransformElements};
 
 struct Stored<'a> {
@@ -17,6 +18,10 @@ impl Elements for Stored<'_> {
 
     fn read(&self, first: usize, to: &mut [f32]) {
         self.files.read_part(self.source, first, to);
+    }
+
+    fn read_bits(&self, first: usize, dtype: Dtype, to: &mut [u16]) {
+        self.files.read_bits(self.source, first, dtype, to);
     }
 }
 
@@ -85,6 +90,12 @@ mod tests {
         for (i, size) in [1, 7, 2, 501, 13].into_iter().cycle().enumerate() {
             let end = (first + size + i).min(values.len());
             elements.read(first, &mut values[first..end]);
+            for dtype in [Dtype::Bf16, Dtype::F16] {
+                let mut bits = vec![0x7fff; end - first];
+                elements.read_bits(first, dtype, &mut bits);
+                let same = bits.iter().zip(&values[first..end]).all(|(&bits, &value)| bits == dtype.to_bits(value));
+                assert!(same, "{dtype}, elements {first}..{end}");
+            }
             first = end;
             if first == values.len() {
                 return values;

@@ -33,6 +33,7 @@ mod plan;
 pub mod ptx;
 mod rotary;
 mod schedule;
+mod staging;
 pub(crate) mod tiles;
 mod workspace;
 
