@@ -21,7 +21,7 @@ speedup: toolkit
 test: toolkit
 	cargo test --no-fail-fast --features dlpack
 	cargo test --no-default-features --lib --tests
-	cargo test --no-default-features --features cli,tokenizers --bin paf --test run
+	cargo test --no-default-features --features cli,tokenizers --bin paf --test run --test tokenizer
 
 test-minilm: .minilm/installed
 	cargo test --release --no-default-features --features cli,tokenizers --test minilm --test run -- --ignored --nocapture

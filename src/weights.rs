@@ -5,7 +5,7 @@ mod elements;
 mod model;
 
 #[cfg(feature = "cuda")]
-pub(crate) use elements::{Elements, HeadElements, LayerElements, ModelElements, TransformElements, in_pieces};
+pub(crate) use elements::{Elements, HeadElements, LayerElements, ModelElements, TransformElements, pieces};
 pub(crate) use model::TokenRows;
 pub use model::{Dense, EmbeddingSizes, Embeddings, Head, ModelWeights, PositionEmbeddings, Transform};
 use rand::SeedableRng;

@@ -28,6 +28,21 @@ struct Case {
     hidden: Vec<f64>,
     logits: Option<Vec<f64>>,
     pooler: Option<Vec<f64>>,
+    /// On the right and on the left, unless the original is none of Transformers'.
+    padded: Vec<Padded>,
+}
+
+/// The same sequences as a batch that the original ran with padding.
+struct Padded {
+    side: &'static str,
+    batch: usize,
+    /// `[batch, seq_len]`: whether there is a token. `ids` and `token_types` likewise.
+    mask: Vec<bool>,
+    ids: Vec<u32>,
+    token_types: Option<Vec<u32>>,
+    /// `[tokens, hidden_size]`.
+    hidden: Vec<f64>,
+    logits: Option<Vec<f64>>,
 }
 
 impl Case {
@@ -54,8 +69,21 @@ impl Case {
             let design = Design::ALL.into_iter().find(|design| design.name() == name).unwrap();
             checkpoint = checkpoint.with_design(design).unwrap();
         }
-        let lengths = numbers("lengths").unwrap().into_iter().map(|length| length as usize).collect();
+        let lengths: Vec<_> = numbers("lengths").unwrap().into_iter().map(|length| length as usize).collect();
+        let padded = ["right", "left"].into_iter().filter_map(|side| {
+            let name = |part: &str| format!("{side}.{part}");
+            Some(Padded {
+                side,
+                batch: lengths.len(),
+                mask: numbers(&name("mask"))?.into_iter().map(|token| token == 1).collect(),
+                ids: numbers(&name("ids")).unwrap(),
+                token_types: numbers(&name("token_types")),
+                hidden: floats(&name("hidden")).unwrap(),
+                logits: floats(&name("logits")),
+            })
+        });
         Self {
+            padded: padded.collect(),
             name: folder.file_name().unwrap().to_string_lossy().into_owned(),
             checkpoint,
             shape: BatchShape::packed(lengths).unwrap(),
@@ -112,7 +140,7 @@ fn the_folders_cover_families_and_designs() {
 #[test]
 fn the_oracle_agrees_with_the_originals() {
     for case in Case::all() {
-        let Case { name, checkpoint, shape, ids, token_types, hidden, logits, pooler } = &case;
+        let Case { name, checkpoint, shape, ids, token_types, hidden, logits, pooler, .. } = &case;
         let (exact, size) = (Rounding::Exact, checkpoint.config().layer.hidden_size);
         let (config, weights) = (checkpoint.config(), checkpoint.model_weights());
         let layers: Vec<_> = checkpoint.layers().collect();
@@ -149,6 +177,57 @@ fn the_f32_engine_agrees_with_the_originals() {
             let first = model.pool(Pooling::Cls, shape, &got).unwrap();
             if let Some(pooler) = pooler {
                 check("pooler", &model.pooler(&first).unwrap(), pooler, model.hidden_size());
+            }
+        }
+    }
+}
+
+impl Padded {
+    /// The batch as this crate takes it: padding follows a sequence's tokens, or is left out. With the rows that are tokens.
+    fn shape(&self) -> (BatchShape, Vec<usize>) {
+        let seq_len = self.mask.len() / self.batch;
+        let tokens: Vec<_> = (0..self.mask.len()).filter(|&row| self.mask[row]).collect();
+        let lengths = self.mask.chunks(seq_len).map(|mask| mask.iter().filter(|&&token| token).count()).collect();
+        if self.side == "right" {
+            (BatchShape::new(self.batch, seq_len).unwrap().with_lengths(lengths).unwrap(), tokens)
+        } else {
+            (BatchShape::packed(lengths).unwrap(), (0..tokens.len()).collect())
+        }
+    }
+
+    /// Ids or types, likewise.
+    fn rows(&self, of: &[u32]) -> Vec<u32> {
+        let kept = of.iter().zip(&self.mask).filter(|(_, token)| self.side == "right" || **token);
+        kept.map(|(number, _)| *number).collect()
+    }
+}
+
+#[test]
+fn batches_that_the_originals_ran_with_padding_are_the_same_here() {
+    for case in Case::all() {
+        let sides: &[_] = if case.name.starts_with("paf") { &[] } else { &["right", "left"] };
+        assert!(case.padded.iter().map(|padded| padded.side).eq(sides.iter().copied()), "{}", case.name);
+        let (config, weights, model) = (case.checkpoint.config(), case.checkpoint.model_weights(), case.model());
+        let layers: Vec<_> = case.checkpoint.layers().collect();
+        let (size, exact) = (config.layer.hidden_size, Rounding::Exact);
+        for padded in &case.padded {
+            let name = format!("{}, padded on the {}", case.name, padded.side);
+            let (shape, tokens) = padded.shape();
+            let (ids, types) =
+                (padded.rows(&padded.ids), padded.token_types.as_deref().map(|types| padded.rows(types)));
+            let types = types.as_deref();
+            let got = oracle::hidden_states(config, &layers, &weights, &shape, &ids, types, exact).unwrap();
+            let got: Vec<_> = tokens.iter().flat_map(|row| &got[row * size..][..size]).copied().collect();
+            check_exact(&name, &got, &padded.hidden);
+            let fast = model.forward(Schedule::Serial, &shape, &ids, types).unwrap();
+            let fast: Vec<_> = tokens.iter().flat_map(|row| &fast[row * size..][..size]).copied().collect();
+            check_f32(&fast, &padded.hidden, model.encoder()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(padded.logits.is_some(), case.logits.is_some(), "{name}");
+            if let Some(logits) = &padded.logits {
+                check_exact(&name, &oracle::logits(config, &weights, &got, exact).unwrap(), logits);
+                let checked =
+                    check_f32_rows(&model.logits(&fast).unwrap(), logits, model.encoder(), model.vocab_size());
+                checked.unwrap_or_else(|error| panic!("{name}: {error}"));
             }
         }
     }

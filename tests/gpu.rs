@@ -1,5 +1,6 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
-//! disturbance, models from their checkpoints on, what other programs bring, through Rust and through C, what must be refused, and what goes wrong. Where there is no CUDA device every test is reported as ignored.
+//! disturbance, models from their checkpoints on and their loading, what other programs bring, through Rust and through C, what must be
+//! refused, and what goes wrong. Where there is no CUDA device every test is reported as ignored.
 
 #[path = "gpu/abi.rs"]
 mod abi;
@@ -7,6 +8,9 @@ mod abi;
 mod borrowed;
 #[path = "gpu/faults.rs"]
 mod faults;
+#[cfg(feature = "checkpoint")]
+#[path = "gpu/loading.rs"]
+mod loading;
 #[path = "gpu/models.rs"]
 mod models;
 #[path = "gpu/planner.rs"]
@@ -109,6 +113,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     abi::trials(device, &mut trials);
     faults::trials(&mut trials);
     soak::trials(device, &mut trials);
+    #[cfg(feature = "checkpoint")]
+    loading::trials(device, &mut trials);
     trials
 }
 

@@ -36,12 +36,13 @@ pub enum CheckpointError {
         /// The values there are, separated by commas.
         known: String,
     },
-    /// A field of `config.json` is missing, of another type, out of range, or asks for what is not implemented.
+    /// A field of `config.json` is missing, of another type, out of range, or asks for what is not implemented; or one of
+    /// `tokenizer.json` is at odds with its vocabulary, or the model's.
     #[error("{file}: {field} is {got}, expected {expected}")]
     Field {
-        /// The configuration file.
+        /// The configuration file, or the tokenizer's.
         file: PathBuf,
-        /// Name of the field.
+        /// Name of the field, or which it is.
         field: String,
         /// The value found, or `missing`.
         got: String,

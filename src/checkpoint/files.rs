@@ -125,6 +125,11 @@ impl Files {
         self.shards.iter().map(|shard| (shard.file.as_path(), shard.map.len()))
     }
 
+    /// How many numbers all tensors have.
+    pub(super) fn elements(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
     pub(super) fn file_of(&self, tensor: &Tensor) -> &Path {
         &self.shards[tensor.shard].file
     }
@@ -143,6 +148,34 @@ impl Files {
 
     /// The elements from `first` on, as many as `to` has room for; the source has that many.
     pub(super) fn read_part(&self, source: &Source, first: usize, to: &mut [f32]) {
+        self.convert(source, first, to, |number| number, None);
+    }
+
+    /// The same as bits of the nearest numbers of `dtype`.
+    #[cfg(feature = "cuda")]
+    pub(super) fn read_bits(&self, source: &Source, first: usize, dtype: crate::Dtype, to: &mut [u16]) {
+        // What the file has in this type goes as it is.
+        match dtype {
+            crate::Dtype::Bf16 => {
+                let same = (Dtype::BF16, u16::from_le_bytes as AsIs<u16>);
+                self.convert(source, first, to, |number| bf16::from_f32(number).to_bits(), Some(same));
+            }
+            crate::Dtype::F16 => {
+                let same = (Dtype::F16, u16::from_le_bytes as AsIs<u16>);
+                self.convert(source, first, to, |number| f16::from_f32(number).to_bits(), Some(same));
+            }
+        }
+    }
+
+    /// The elements from `first` on by way of f32, but for those of the type of `same`, of two bytes.
+    fn convert<T: Default + Send>(
+        &self,
+        source: &Source,
+        first: usize,
+        to: &mut [T],
+        number: impl Fn(f32) -> T + Sync,
+        same: Option<(Dtype, AsIs<T>)>,
+    ) {
         let (mut before, mut rest) = (first, to);
         let mut parts = Vec::new();
         for piece in source.pieces() {
@@ -158,19 +191,23 @@ impl Files {
                     let bytes = &self.shards[shard].map[start + before * size..][..part.len() * size];
                     parts.push((part, dtype, bytes));
                 }
-                Piece::Zeros(_) => part.fill(0.0),
+                Piece::Zeros(_) => part.fill_with(T::default),
             }
             before = 0;
         }
-        parts.into_par_iter().for_each(|(part, dtype, bytes)| match dtype {
-            Dtype::F16 => convert(part, bytes, |bytes| f16::from_le_bytes(bytes).to_f32()),
-            Dtype::BF16 => convert(part, bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
-            _ => convert(part, bytes, f32::from_le_bytes),
+        parts.into_par_iter().for_each(|(part, dtype, bytes)| match (dtype, same) {
+            (dtype, Some((own, bits))) if dtype == own => each(part, bytes, bits),
+            (Dtype::F16, _) => each(part, bytes, |bytes| number(f16::from_le_bytes(bytes).to_f32())),
+            (Dtype::BF16, _) => each(part, bytes, |bytes| number(bf16::from_le_bytes(bytes).to_f32())),
+            _ => each(part, bytes, |bytes| number(f32::from_le_bytes(bytes))),
         });
     }
 }
 
-fn convert<const N: usize>(values: &mut [f32], bytes: &[u8], number: impl Fn([u8; N]) -> f32 + Sync) {
+/// What a number of two bytes is where it is not to be converted.
+type AsIs<T> = fn([u8; 2]) -> T;
+
+fn each<T: Send, const N: usize>(values: &mut [T], bytes: &[u8], number: impl Fn([u8; N]) -> T + Sync) {
     const CHUNK: usize = 1 << 16;
     let bytes = bytes.as_chunks().0;
     values.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK)).for_each(|(values, bytes)| {

@@ -165,6 +165,11 @@ impl Checkpoint {
         }
     }
 
+    /// How many numbers the files have, of which the model needs nearly all.
+    pub(crate) fn elements(&self) -> usize {
+        self.files.elements()
+    }
+
     /// Whether there are weights from hidden states to logits.
     pub fn has_head(&self) -> bool {
         self.model.head.is_some()

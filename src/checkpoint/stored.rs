@@ -3,6 +3,7 @@
 use super::Checkpoint;
 use super::files::Files;
 use super::sources::{HeadSources, LayerSources, ModelSources, NormSource, Source, TransformSources};
+use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::weights::{Elements, HeadElements, LayerElements, ModelElements, TransformElements};
 
@@ -18,6 +19,11 @@ impl Elements for Stored<'_> {
 
     fn read(&self, first: usize, to: &mut [f32]) -> Result<()> {
         self.files.read_part(self.source, first, to);
+        Ok(())
+    }
+
+    fn read_bits(&self, first: usize, dtype: Dtype, to: &mut [u16]) -> Result<()> {
+        self.files.read_bits(self.source, first, dtype, to);
         Ok(())
     }
 }
@@ -87,6 +93,12 @@ mod tests {
         for (i, size) in [1, 7, 2, 501, 13].into_iter().cycle().enumerate() {
             let end = (first + size + i).min(values.len());
             elements.read(first, &mut values[first..end]).unwrap();
+            for dtype in [Dtype::Bf16, Dtype::F16] {
+                let mut bits = vec![0x7fff; end - first];
+                elements.read_bits(first, dtype, &mut bits).unwrap();
+                let same = bits.iter().zip(&values[first..end]).all(|(&bits, &value)| bits == dtype.to_bits(value));
+                assert!(same, "{dtype}, elements {first}..{end}");
+            }
             first = end;
             if first == values.len() {
                 return values;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::attention::{attention, rotate};
+#[cfg(feature = "checkpoint")]
+use super::model::check_memory;
 use super::product::linear;
 use super::{check_len, zero_padding};
 #[cfg(feature = "checkpoint")]
@@ -55,7 +57,7 @@ impl Encoder {
     /// ```
     ///
     /// # Errors
-    /// What [`Checkpoint::open`] finds.
+    /// What [`Checkpoint::open`] finds; [`Error::Unsupported`] if the weights are more than the host's memory.
     #[cfg(feature = "checkpoint")]
     pub fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self> {
         Self::from_checkpoint(&Checkpoint::open(folder)?)
@@ -64,9 +66,10 @@ impl Encoder {
     /// The same of a checkpoint that is open, and in its design.
     ///
     /// # Errors
-    /// What [`new`](Self::new) finds.
+    /// What [`new`](Self::new) finds; [`Error::Unsupported`] if the weights are more than the host's memory.
     #[cfg(feature = "checkpoint")]
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
+        check_memory(checkpoint.elements())?;
         Self::new(checkpoint.config().clone(), Arc::new(checkpoint.layers().collect()))
     }
 

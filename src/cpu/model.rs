@@ -65,7 +65,7 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// What [`Checkpoint::open`] finds.
+    /// What [`Checkpoint::open`] finds; [`Error::Unsupported`] if the weights are more than the host's memory.
     #[cfg(feature = "checkpoint")]
     pub fn from_pretrained(folder: impl AsRef<Path>) -> Result<Self> {
         Self::from_checkpoint(&Checkpoint::open(folder)?)
@@ -74,7 +74,7 @@ impl Model {
     /// The same of a checkpoint that is open, and in its design.
     ///
     /// # Errors
-    /// What [`new`](Self::new) finds.
+    /// What [`new`](Self::new) finds; [`Error::Unsupported`] if the weights are more than the host's memory.
     #[cfg(feature = "checkpoint")]
     pub fn from_checkpoint(checkpoint: &Checkpoint) -> Result<Self> {
         Self::new(Encoder::from_checkpoint(checkpoint)?, checkpoint.model_weights())
@@ -263,4 +263,30 @@ pub(crate) fn zeros(rows: usize, width: usize) -> Result<Vec<f32>> {
     })?;
     values.resize(len, 0.0);
     Ok(values)
+}
+
+/// Fails where memory for so many weights in f32 cannot be had at once, before a part of them is converted: a machine without it
+/// would end the process midway. Where the system promises any amount, nothing is known before.
+#[cfg(feature = "checkpoint")]
+pub(super) fn check_memory(elements: usize) -> Result<()> {
+    Vec::<f32>::new().try_reserve_exact(elements).map_err(|_| Error::Unsupported {
+        what: format!("{elements} weights in f32 on this machine"),
+        remedy: "they are more than the host's memory; run the checkpoint on a GPU, which takes them a few megabytes at a time"
+            .into(),
+    })
+}
+
+#[cfg(all(test, feature = "checkpoint"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_cannot_be_had_is_an_error() {
+        check_memory(1 << 20).unwrap();
+        // More than an address space has, and more than a length can be.
+        for elements in [1 << 46, usize::MAX] {
+            let error = check_memory(elements).unwrap_err().to_string();
+            assert!(error.contains(&format!("{elements} weights")), "{error}");
+        }
+    }
 }

@@ -15,6 +15,7 @@ use super::memory::{Buffer, Matrix, Tensor};
 use super::norm::MAX_HIDDEN;
 use super::plan::{self, Plan};
 use super::schedule;
+use super::staging::Staging;
 use super::workspace::Workspace;
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
@@ -50,7 +51,9 @@ pub(super) struct DeviceLayer {
 }
 
 impl DeviceLayer {
+    /// The weights are there when `staging` has finished.
     fn upload(
+        staging: &mut Staging,
         device: &Device,
         config: &LayerConfig,
         dtype: Dtype,
@@ -77,7 +80,7 @@ impl DeviceLayer {
         });
         let buffer = Buffer::new(device, "the weights of a layer", bytes)?;
         for (tensor, offset) in tensors.into_iter().zip(offsets) {
-            buffer.write_rounded(offset, dtype, tensor)?;
+            staging.write(&buffer, offset, dtype, tensor)?;
         }
         let at = |index: usize| buffer.pointer() + offsets[index] as u64;
         let matrix = |index, rows, cols| Matrix { pointer: at(index), rows, cols, stride: cols };
@@ -128,8 +131,8 @@ impl EncoderWeights {
         })
     }
 
-    /// The same of a checkpoint's layers, in its design or another one's. They go to the device a few megabytes at a time: no
-    /// layer is ever whole in the host's memory, but for the file that is mapped there.
+    /// The same of a checkpoint's layers, in its design or another one's. They go to the device a few megabytes at a time, through
+    /// page-locked memory: no layer is ever whole in the host's, but for the file that is mapped there.
     ///
     /// # Errors
     /// As [`upload`](Self::upload).
@@ -171,11 +174,15 @@ impl EncoderWeights {
         config.validate()?;
         check_config(&config.layer)?;
         device.kernels(dtype)?;
+        let layer = &config.layer;
+        let largest = layer.hidden_size * layer.qkv_size().max(layer.intermediate_size);
+        let mut staging = Staging::new(device, largest)?;
         let mut layers = Vec::new();
-        each(&mut |layer| {
-            layers.push(DeviceLayer::upload(device, &config.layer, dtype, layer)?);
+        each(&mut |weights| {
+            layers.push(DeviceLayer::upload(&mut staging, device, layer, dtype, weights)?);
             Ok(())
         })?;
+        staging.finish()?;
         if layers.len() != config.num_hidden_layers {
             return Err(Error::mismatch("weights", "number of layers", layers.len(), config.num_hidden_layers));
         }

@@ -6,6 +6,7 @@ pub(super) use buffer::Buffer;
 use rayon::prelude::*;
 
 use super::device::Device;
+use super::staging::Staging;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::weights::Elements;
@@ -104,8 +105,9 @@ impl Tensor {
     }
 
     /// `elements`, a matrix of `cols` columns, rounded to `dtype`, with rows of zeros after its own up to a multiple of
-    /// `multiple` of them.
+    /// `multiple` of them. They are there when `staging` has finished.
     pub(super) fn from_elements(
+        staging: &mut Staging,
         device: &Device,
         dtype: Dtype,
         what: &'static str,
@@ -119,7 +121,7 @@ impl Tensor {
         }
         let rows = len / cols;
         let tensor = Self::uninitialised(device, dtype, rows.next_multiple_of(multiple), cols)?;
-        tensor.buffer.write_rounded(0, dtype, elements)?;
+        staging.write(&tensor.buffer, 0, dtype, elements)?;
         if tensor.rows > rows {
             tensor.buffer.write(len * Dtype::BYTES, &vec![0u16; (tensor.rows - rows) * cols])?;
         }

@@ -41,6 +41,7 @@ mod plan;
 pub mod ptx;
 mod rotary;
 mod schedule;
+mod staging;
 pub(crate) mod tiles;
 mod workspace;
 

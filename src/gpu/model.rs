@@ -70,7 +70,7 @@ impl Model {
     }
 
     /// The model of the checkpoint in `folder`, in Hugging Face's format, on `device` in `dtype`. Weights go to the device a few
-    /// megabytes at a time: a model that does not fit into the host's memory can be loaded.
+    /// megabytes at a time, through page-locked memory: a model that does not fit into the host's memory can be loaded.
     ///
     /// # Errors
     /// What [`Checkpoint::open`] and [`EncoderWeights::upload`](super::EncoderWeights::upload) find.

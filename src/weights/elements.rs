@@ -1,7 +1,12 @@
 //! Weights as something to read pieces of, wherever they are: what takes them to a device needs no whole tensor in f32.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use super::{Dense, Head, LAYER_FIELDS, LayerWeights, ModelWeights, NormWeights, Transform};
 use crate::config::HiddenAct;
+use crate::dtype::Dtype;
 use crate::error::Result;
 
 /// The elements of a tensor.
@@ -11,6 +16,14 @@ pub(crate) trait Elements: Sync {
 
     /// Copies those from `first` on, as many as `to` has room for. There are that many. Only a device's memory can fail to be read.
     fn read(&self, first: usize, to: &mut [f32]) -> Result<()>;
+
+    /// The same as bits of the nearest numbers of `dtype`.
+    fn read_bits(&self, first: usize, dtype: Dtype, to: &mut [u16]) -> Result<()> {
+        let mut values = vec![0.0; to.len()];
+        self.read(first, &mut values)?;
+        round(&values, dtype, to);
+        Ok(())
+    }
 }
 
 impl Elements for &Vec<f32> {
@@ -22,22 +35,24 @@ impl Elements for &Vec<f32> {
         to.copy_from_slice(&self[first..first + to.len()]);
         Ok(())
     }
+
+    fn read_bits(&self, first: usize, dtype: Dtype, to: &mut [u16]) -> Result<()> {
+        round(&self[first..first + to.len()], dtype, to);
+        Ok(())
+    }
 }
 
-/// Calls `visit` with the first element's number and the elements of one piece after the other, of `most` elements or, the last, fewer.
-/// One piece's memory is all that it takes.
-pub(crate) fn in_pieces(
-    elements: &dyn Elements,
-    most: usize,
-    mut visit: impl FnMut(usize, &[f32]) -> Result<()>,
-) -> Result<()> {
-    let len = elements.len();
-    let mut values = vec![0.0; len.min(most)];
-    (0..len).step_by(most).try_for_each(|first| {
-        let piece = &mut values[..most.min(len - first)];
-        elements.read(first, piece)?;
-        visit(first, piece)
-    })
+/// Writes the bits of the nearest numbers of `dtype`, on all cores.
+fn round(values: &[f32], dtype: Dtype, to: &mut [u16]) {
+    const CHUNK: usize = 1 << 16;
+    to.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).for_each(|(to, values)| {
+        to.iter_mut().zip(values).for_each(|(bits, &value)| *bits = dtype.to_bits(value));
+    });
+}
+
+/// Pieces of `most` elements that follow each other, the last of which may have fewer.
+pub(crate) fn pieces(len: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..len).step_by(most).map(move |first| first..len.min(first + most))
 }
 
 type Tensor<'a> = Box<dyn Elements + 'a>;
@@ -117,17 +132,19 @@ mod tests {
     #[test]
     fn pieces_follow_each_other_and_end_with_the_elements() {
         for len in [0usize, 1, 6, 7, 8, 21, 22] {
-            let values: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            let (mut got, mut sizes) = (Vec::new(), Vec::new());
-            in_pieces(&&values, 7, |first, piece| {
-                assert_eq!(first, got.len());
-                got.extend_from_slice(piece);
-                sizes.push(piece.len());
-                Ok(())
-            })
-            .unwrap();
-            assert_eq!(got, values);
-            assert!(sizes.len() == len.div_ceil(7) && sizes.iter().rev().skip(1).all(|&size| size == 7), "{sizes:?}");
+            let got: Vec<_> = pieces(len, 7).collect();
+            assert_eq!(got.iter().flat_map(Range::clone).collect::<Vec<_>>(), (0..len).collect::<Vec<_>>());
+            assert!(got.len() == len.div_ceil(7) && got.iter().rev().skip(1).all(|piece| piece.len() == 7), "{got:?}");
+        }
+    }
+
+    #[test]
+    fn bits_are_of_the_elements_rounded() {
+        let values = crate::weights::random_activations(1, 100_003, 5);
+        for dtype in [Dtype::Bf16, Dtype::F16] {
+            let mut bits = vec![0; 99_000];
+            (&values).read_bits(1003, dtype, &mut bits).unwrap();
+            assert!(bits.iter().zip(&values[1003..]).all(|(&bits, &value)| bits == dtype.to_bits(value)), "{dtype}");
         }
     }
 }

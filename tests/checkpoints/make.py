@@ -7,9 +7,12 @@
 Writes one folder a case beside this script: the checkpoint, and `expected.safetensors` with ids [tokens] and lengths
 [sequences] (int64; sequences one after the other), token_types [tokens] where the model has them, hidden [tokens,
 hidden_size] (float64), and logits [tokens, vocab_size] and pooler [sequences, hidden_size] where the model has them. Its
-metadata has the design under `design` where the folder does not say it. Seeds are fixed: a second run writes the same numbers.
+metadata has the design under `design` where the folder does not say it. Besides, for the same sequences as one batch padded to the
+right, and to the left: right.mask and left.mask [sequences, length] (int64, 1 where there is a token), right.ids and left.ids likewise,
+with token_types, and right.hidden and so on, of the tokens alone. Seeds are fixed: a second run writes the same
+numbers, but for the last bits of results.
 
-Everything is computed in float64, each sequence by itself without padding. Where Transformers computes in float32 whatever
+Everything is computed in float64, each sequence by itself without padding, but for those batches. Where Transformers computes in float32 whatever
 the model's type is, the part is replaced here (`Rotary64`, `attention_64`), and the script fails unless that agrees with the
 original to float32's precision. PAF models are no part of Transformers: those are computed from plain PyTorch operations.
 """
@@ -67,7 +70,8 @@ class Rotary64(torch.nn.Module):
 
 def attention_64(self, query, key, value, attention_mask=None):
     """GPT-J's attention proper, [batch, heads, length, head_dim]; the original computes scores in float32."""
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True), None
+    causal = attention_mask is None
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, is_causal=causal), None
 
 
 def cohere_norm_64(self, x):
@@ -110,23 +114,51 @@ def exact(model):
     return model
 
 
-def run(model, ids, token_types):
-    """Hidden states, and logits and the pooler's vector if there are any, of one sequence."""
-    given = {"input_ids": ids[None]}
+def run(model, ids, token_types, **more):
+    """Hidden states, and logits and the pooler's vector if there are any, of sequences [sequences, length]."""
+    given = {"input_ids": ids} | more
     if token_types is not None:
-        given["token_type_ids"] = token_types[None]
+        given["token_type_ids"] = token_types
     output = model.base_model(**given)
-    found = {"hidden": output.last_hidden_state[0]}
+    found = {"hidden": output.last_hidden_state}
     if getattr(output, "pooler_output", None) is not None:
         found["pooler"] = output.pooler_output
     if model.base_model is not model:
         output = model(**given)
-        found["logits"] = (output.logits if hasattr(output, "logits") else output.prediction_logits)[0]
+        found["logits"] = output.logits if hasattr(output, "logits") else output.prediction_logits
     return found
 
 
+def alone(model, ids, token_types):
+    """The same of one sequence [length] by itself."""
+    output = run(model, ids[None], None if token_types is None else token_types[None])
+    return {key: value if key == "pooler" else value[0] for key, value in output.items()}
+
+
+def padded(model, ids, token_types, left):
+    """Hidden states and logits of all sequences as one batch with padding, and the batch."""
+    longest = max(LENGTHS) + 2
+    pad = model.config.pad_token_id or 0
+
+    def row(tokens, fill):
+        more = torch.full((longest - len(tokens),), fill)
+        return torch.cat([more, tokens] if left else [tokens, more])
+
+    batch = {"ids": torch.stack([row(i, pad) for i in ids]), "mask": torch.stack([row(torch.ones_like(i), 0) for i in ids])}
+    if token_types[0] is not None:
+        batch["token_types"] = torch.stack([row(t, 0) for t in token_types])
+    more = {"attention_mask": batch["mask"]}
+    if model.config.model_type != "roberta":
+        # Counted from the first token, as for generation; RoBERTa does so by itself.
+        more["position_ids"] = (batch["mask"].cumsum(-1) - 1).clamp(min=0)
+    output = run(model, batch["ids"], batch.get("token_types"), **more)
+    # The pooler's is the first column's, which is padding on the left.
+    output.pop("pooler", None)
+    return batch | {key: value[batch["mask"].bool()] for key, value in output.items()}
+
+
 def paf(model, ids, token_types):
-    """The same of a BERT or RoBERTa whose layers are y = LN2(x + Attn(x) + FFN(x)) (arXiv 2305.13297)."""
+    """As `alone`, of a BERT or RoBERTa whose layers are y = LN2(x + Attn(x) + FFN(x)) (arXiv 2305.13297)."""
     config, w = model.config, {name: t for name, t in model.state_dict().items()}
     base = config.model_type + "."
     heads, eps = config.num_attention_heads, config.layer_norm_eps
@@ -200,9 +232,10 @@ def case(name, seed, model, dtype=torch.float32, shards=False, paf_layers=False,
     model = type(model).from_pretrained(folder, dtype=torch.float32, **options).eval()
     modeling_cohere.apply_rotary_pos_emb = COHERE_ROTATED
     with torch.no_grad():
-        rough = [run(model, *pair) for pair in zip(ids, token_types)] if not paf_layers else None
+        rough = [alone(model, *pair) for pair in zip(ids, token_types)] if not paf_layers else None
         model = exact(model)
-        outputs = [(paf if paf_layers else run)(model, *pair) for pair in zip(ids, token_types)]
+        outputs = [(paf if paf_layers else alone)(model, *pair) for pair in zip(ids, token_types)]
+        batches = {side: padded(model, ids, token_types, side == "left") for side in ("left", "right") if not paf_layers}
     for i, output in enumerate(outputs):
         for key, value in output.items():
             assert value.dtype == torch.float64, (name, key)
@@ -212,6 +245,12 @@ def case(name, seed, model, dtype=torch.float32, shards=False, paf_layers=False,
     if typed:
         tensors["token_types"] = torch.cat(token_types)
     tensors |= {key: torch.cat([output[key] for output in outputs]) for key in outputs[0]}
+    tensors |= {f"{side}.{key}": value for side, batch in batches.items() for key, value in batch.items()}
+    for side in batches:
+        # Padding is of no account: what the crate is checked against is what the model means, not a quirk of its masks.
+        for key in ("hidden", "logits"):
+            if key in tensors:
+                torch.testing.assert_close(tensors[f"{side}.{key}"], tensors[key], rtol=1e-10, atol=1e-11)
     save_file(tensors, folder / "expected.safetensors", {"design": design} if design else None)
 
 
@@ -274,6 +313,21 @@ def main():
     )
     case("phi", 10, T.PhiForCausalLM(phi), dtype=torch.bfloat16)
     case("phi_base", 11, T.PhiModel(phi))
+
+    def old_phi(folder):
+        # As Transformers 4 wrote it, and as Phi-2 has it: two fifths of a head are rotated.
+        def edit(config):
+            parameters = config.pop("rope_parameters")
+            config |= {name: parameters[name] for name in ("rope_theta", "partial_rotary_factor")} | {"rope_scaling": None}
+
+        edit_config(folder, edit)
+
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}
+    phi_2 = T.PhiConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=44,
+        layer_norm_eps=EPS_5, max_position_embeddings=32, rope_parameters=rope,
+    )
+    case("phi_2", 18, T.PhiForCausalLM(phi_2), dtype=torch.float16, after=old_phi)
     case("falcon", 12, T.FalconForCausalLM(T.FalconConfig(**falcon)))
     grouped = dict(new_decoder_architecture=True, num_kv_heads=2, bias=True, tie_word_embeddings=False)
     case("falcon_new", 13, T.FalconForCausalLM(T.FalconConfig(**falcon | grouped)), shards=True)

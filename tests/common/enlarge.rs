@@ -21,7 +21,7 @@ pub fn folders() -> Outcome<Vec<PathBuf>> {
     let entries = std::fs::read_dir(place)?.map(|entry| Ok(entry?.path())).collect::<Outcome<Vec<_>>>()?;
     let mut folders: Vec<_> = entries.into_iter().filter(|path| path.is_dir()).collect();
     folders.sort();
-    if folders.len() < 17 {
+    if folders.len() < 18 {
         return Err(format!("{}: only {} folders", place.display(), folders.len()).into());
     }
     Ok(folders)
@@ -33,10 +33,9 @@ const INTERMEDIATE: usize = 104;
 /// Writes the checkpoint of `from`, enlarged, into `to`.
 pub fn enlarge(from: &Path, to: &Path) -> Outcome<()> {
     let mut config: Value = serde_json::from_slice(&std::fs::read(from.join("config.json"))?)?;
-    let factor = match config["model_type"].as_str() {
-        Some("gpt_neox" | "gptj") => 2,
-        _ => 4,
-    };
+    let number = |names: [&str; 2]| names.iter().find_map(|name| config[*name].as_u64());
+    let shared = || Some(number(["hidden_size", "n_embd"])? / number(["num_attention_heads", "n_head"])?);
+    let factor = 32 / config["head_dim"].as_u64().or_else(shared).ok_or("config.json has no width of a head")?;
     let mut intermediate = None;
     for (name, value) in config.as_object_mut().ok_or("config.json is no object")? {
         match (name.as_str(), value.as_u64()) {

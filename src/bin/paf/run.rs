@@ -107,7 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if arguments.as_paf {
         checkpoint = checkpoint.with_design(Design::PafPostNorm)?;
     }
-    let tokenizer = texts::tokenizer(&arguments.checkpoint)?;
+    let tokenizer = texts::tokenizer(&arguments.checkpoint, &checkpoint)?;
     let limits = Limits(checkpoint.embedding_sizes());
     let work = work(arguments, &checkpoint, &tokenizer, limits.0.vocab_size)?;
 

@@ -2,11 +2,8 @@
 
 use cudarc::driver::{DriverError, result, sys};
 
-use super::to_bits;
-use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::device::{Device, Stream};
-use crate::weights::{Elements, in_pieces};
 
 /// An allocation, owned or someone else's. Dropping an owned one waits for the device first, so that no kernel can still be using it.
 #[derive(Debug)]
@@ -110,20 +107,6 @@ impl Buffer {
         Ok(values)
     }
 
-    /// Rounds `elements` to `dtype` and copies them to `offset_bytes`, a piece at a time, so that no more than a few megabytes of
-    /// the host's memory are needed whatever their number.
-    pub(in crate::gpu) fn write_rounded(
-        &self,
-        offset_bytes: usize,
-        dtype: Dtype,
-        elements: &dyn Elements,
-    ) -> Result<()> {
-        const PIECE: usize = 1 << 22;
-        in_pieces(elements, PIECE, |first, values| {
-            self.write(offset_bytes + first * Dtype::BYTES, &to_bits(dtype, values))
-        })
-    }
-
     /// Enqueues a copy of `values` to `offset_bytes` on `stream`, in its order. The values may change when this returns.
     pub(in crate::gpu) fn write_on<T: bytemuck::NoUninit>(
         &self,
@@ -136,6 +119,25 @@ impl Buffer {
         self.device.enter()?;
         // SAFETY: inside the allocation, as just checked, which outlives the copy since it waits for the device before it is
         // freed. The source is pageable memory, of which the driver has made its own copy when the call returns.
+        let copied = unsafe { result::memcpy_htod_async(self.pointer + offset_bytes as u64, bytes, stream.raw()) };
+        self.device.check("copying to the device", copied)
+    }
+
+    /// Enqueues a copy of `values` to `offset_bytes` on `stream`, in its order, and returns without waiting for it.
+    ///
+    /// # Safety
+    /// `values` are page-locked memory, which stays as it is until the stream has run the copy.
+    pub(in crate::gpu) unsafe fn write_from_page_locked<T: bytemuck::NoUninit>(
+        &self,
+        stream: &Stream,
+        offset_bytes: usize,
+        values: &[T],
+    ) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        assert!(offset_bytes + bytes.len() <= self.bytes, "a write past the end of a buffer");
+        self.device.enter()?;
+        // SAFETY: inside the allocation, as just checked, which outlives the copy since it waits for the device before it is
+        // freed; the source by the caller's promise.
         let copied = unsafe { result::memcpy_htod_async(self.pointer + offset_bytes as u64, bytes, stream.raw()) };
         self.device.check("copying to the device", copied)
     }

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::device::Device;
 use crate::gpu::gemm;
 use crate::gpu::memory::Tensor;
+use crate::gpu::staging::Staging;
 use crate::weights::{Elements, EmbeddingSizes, HeadElements, ModelElements, TransformElements};
 
 /// The decoder's rows are padded to a multiple of this: what products need of their columns.
@@ -56,24 +57,28 @@ impl DeviceWeights {
         sizes: &EmbeddingSizes,
         elements: &ModelElements<'_>,
     ) -> Result<Self> {
-        let upload = Upload { device, dtype, hidden_size: config.hidden_size };
         let &EmbeddingSizes { vocab_size, max_position_embeddings, type_vocab_size, .. } = sizes;
+        let staging = Staging::new(device, vocab_size * config.hidden_size)?;
+        let mut upload = Upload { staging, device, dtype, hidden_size: config.hidden_size };
         let ModelElements { word, position, token_type, embedding_norm, final_norm, pooler, head } = elements;
-        Ok(Self {
-            word: upload.padded("word embeddings", word, vocab_size, upload.hidden_size)?,
+        let uploaded = Self {
+            word: upload.padded("word embeddings", word, vocab_size, config.hidden_size)?,
             position: upload.table("position embeddings", position, max_position_embeddings)?,
             token_type: upload.table("token type embeddings", token_type, type_vocab_size)?,
             embedding_norm: upload.norm("embedding norm", embedding_norm)?,
             final_norm: upload.norm("final norm", final_norm)?,
             pooler: pooler.as_ref().map(|pooler| upload.dense("pooler", pooler)).transpose()?,
             head: head.as_ref().map(|head| upload.head(head, vocab_size)).transpose()?,
-        })
+        };
+        upload.staging.finish()?;
+        Ok(uploaded)
     }
 }
 
 type Elementary<'a> = Box<dyn Elements + 'a>;
 
 struct Upload<'a> {
+    staging: Staging,
     device: &'a Device,
     dtype: Dtype,
     hidden_size: usize,
@@ -81,7 +86,7 @@ struct Upload<'a> {
 
 impl Upload<'_> {
     fn matrix(
-        &self,
+        &mut self,
         what: &'static str,
         elements: &Elementary<'_>,
         [rows, cols]: [usize; 2],
@@ -91,51 +96,49 @@ impl Upload<'_> {
             let got = format!("{} elements", elements.len());
             return Err(Error::mismatch("model weights", what, got, format!("[{rows}, {cols}]")));
         }
-        Tensor::from_elements(self.device, self.dtype, what, &**elements, cols, multiple)
+        Tensor::from_elements(&mut self.staging, self.device, self.dtype, what, &**elements, cols, multiple)
     }
 
-    fn padded(&self, what: &'static str, elements: &Elementary<'_>, rows: usize, cols: usize) -> Result<Tensor> {
+    fn padded(&mut self, what: &'static str, elements: &Elementary<'_>, rows: usize, cols: usize) -> Result<Tensor> {
         self.matrix(what, elements, [rows, cols], MULTIPLE)
     }
 
     fn table(
-        &self,
+        &mut self,
         what: &'static str,
         elements: &Option<Elementary<'_>>,
         rows: Option<usize>,
     ) -> Result<Option<Tensor>> {
-        let table = elements.as_ref().zip(rows);
-        table.map(|(elements, rows)| self.matrix(what, elements, [rows, self.hidden_size], 1)).transpose()
+        let (table, cols) = (elements.as_ref().zip(rows), self.hidden_size);
+        table.map(|(elements, rows)| self.matrix(what, elements, [rows, cols], 1)).transpose()
     }
 
-    fn norm(&self, what: &'static str, norm: &Option<[Elementary<'_>; 2]>) -> Result<Option<DeviceNorm>> {
+    fn norm(&mut self, what: &'static str, norm: &Option<[Elementary<'_>; 2]>) -> Result<Option<DeviceNorm>> {
         norm.as_ref().map(|norm| self.one_norm(what, norm)).transpose()
     }
 
-    fn one_norm(&self, what: &'static str, [gamma, beta]: &[Elementary<'_>; 2]) -> Result<DeviceNorm> {
-        let vector = |elements| self.matrix(what, elements, [1, self.hidden_size], 1);
+    fn one_norm(&mut self, what: &'static str, [gamma, beta]: &[Elementary<'_>; 2]) -> Result<DeviceNorm> {
+        let shape = [1, self.hidden_size];
+        let mut vector = |elements| self.matrix(what, elements, shape, 1);
         Ok(DeviceNorm { gamma: vector(gamma)?, beta: vector(beta)? })
     }
 
-    fn dense(&self, what: &'static str, [weight, bias]: &[Elementary<'_>; 2]) -> Result<DeviceDense> {
-        let matrix = |elements, rows| self.matrix(what, elements, [rows, self.hidden_size], 1);
-        Ok(DeviceDense { weight: matrix(weight, self.hidden_size)?, bias: matrix(bias, 1)? })
+    fn dense(&mut self, what: &'static str, [weight, bias]: &[Elementary<'_>; 2]) -> Result<DeviceDense> {
+        let cols = self.hidden_size;
+        let mut matrix = |elements, rows| self.matrix(what, elements, [rows, cols], 1);
+        Ok(DeviceDense { weight: matrix(weight, cols)?, bias: matrix(bias, 1)? })
     }
 
-    fn head(&self, head: &HeadElements<'_>, vocab_size: usize) -> Result<DeviceHead> {
+    fn head(&mut self, head: &HeadElements<'_>, vocab_size: usize) -> Result<DeviceHead> {
         let HeadElements { transform, decoder, bias, scale } = head;
         let transform = transform.as_ref().map(|TransformElements { dense, act, norm }| {
             gemm::check_activation(*act)?;
             Ok((self.dense("head transform", dense)?, *act, self.one_norm("head transform norm", norm)?))
         });
+        let (transform, cols) = (transform.transpose()?, self.hidden_size);
         let decoder =
-            decoder.as_ref().map(|decoder| self.padded("head decoder", decoder, vocab_size, self.hidden_size));
-        let bias = bias.as_ref().map(|bias| self.padded("head bias", bias, vocab_size, 1));
-        Ok(DeviceHead {
-            transform: transform.transpose()?,
-            decoder: decoder.transpose()?,
-            bias: bias.transpose()?,
-            scale: *scale,
-        })
+            decoder.as_ref().map(|decoder| self.padded("head decoder", decoder, vocab_size, cols)).transpose()?;
+        let bias = bias.as_ref().map(|bias| self.padded("head bias", bias, vocab_size, 1)).transpose()?;
+        Ok(DeviceHead { transform, decoder, bias, scale: *scale })
     }
 }

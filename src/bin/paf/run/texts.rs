@@ -42,7 +42,7 @@ impl TextArguments {
     /// How many tokens each text has; an error for one that the model cannot run.
     pub fn lengths(&self, folder: &Path, checkpoint: &Checkpoint) -> Result<Vec<usize>> {
         let source = self.source()?;
-        let inputs = source.tokenize(&tokenizer(folder)?, &Limits(checkpoint.embedding_sizes()), None);
+        let inputs = source.tokenize(&tokenizer(folder, checkpoint)?, &Limits(checkpoint.embedding_sizes()), None);
         let length = |input: &Input| match &input.tokens {
             Ok(_) => Ok(input.len()),
             Err(error) => bail!("{}: {error}", source.name(input.line)),
@@ -51,9 +51,12 @@ impl TextArguments {
     }
 }
 
-/// The checkpoint's own.
-pub fn tokenizer(folder: &Path) -> Result<Tokenizer> {
-    Tokenizer::open(folder).context("texts need the checkpoint's tokenizer as Transformers' fast tokenizers save it")
+/// The checkpoint's own, none of whose ids the model lacks.
+pub fn tokenizer(folder: &Path, checkpoint: &Checkpoint) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::open(folder)
+        .context("texts need the checkpoint's tokenizer as Transformers' fast tokenizers save it")?;
+    tokenizer.check(&checkpoint.embedding_sizes()).context("tokenizer.json is another model's")?;
+    Ok(tokenizer)
 }
 
 /// Where the texts come from, and the texts.
@@ -89,10 +92,6 @@ impl Limits {
             return Err(format!(
                 "the text is too long: {len} tokens, the model has positions for {most} (max_position_embeddings)"
             ));
-        }
-        if let Some(id) = tokens.ids.iter().find(|&&id| id as usize >= self.0.vocab_size) {
-            let size = self.0.vocab_size;
-            return Err(format!("token id {id} is none of the model's {size}: tokenizer.json is another model's"));
         }
         let types = self.0.type_vocab_size.unwrap_or(usize::MAX);
         match tokens.token_types.iter().find(|&&id| id as usize >= types) {
