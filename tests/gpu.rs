@@ -4,6 +4,9 @@
 #[cfg(feature = "checkpoint")]
 #[path = "gpu/loading.rs"]
 mod loading;
+#[cfg(feature = "checkpoint")]
+#[path = "gpu/minilm.rs"]
+mod minilm;
 #[path = "gpu/models.rs"]
 mod models;
 #[path = "gpu/planner.rs"]
@@ -98,6 +101,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     models::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
+    #[cfg(feature = "checkpoint")]
+    minilm::trials(device, &mut trials);
     trials
 }
 
