@@ -11,6 +11,9 @@ mod faults;
 #[cfg(feature = "checkpoint")]
 #[path = "gpu/loading.rs"]
 mod loading;
+#[cfg(feature = "checkpoint")]
+#[path = "gpu/minilm.rs"]
+mod minilm;
 #[path = "gpu/models.rs"]
 mod models;
 #[path = "gpu/planner.rs"]
@@ -115,6 +118,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     soak::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
+    #[cfg(feature = "checkpoint")]
+    minilm::trials(device, &mut trials);
     trials
 }
 

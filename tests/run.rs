@@ -7,6 +7,8 @@ mod engines;
 mod refused;
 #[path = "run/speedup.rs"]
 mod speedup;
+#[path = "run/timing.rs"]
+mod timing;
 
 use std::io::Write;
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 mod engine;
 mod predict;
 pub mod texts;
+mod timing;
 mod write;
 
 use std::io::IsTerminal;
@@ -16,6 +17,7 @@ use paf_cuda::cpu::Pooling;
 use paf_cuda::{Design, Dtype, Error};
 use predict::{Outcome, Predictor, Work};
 use texts::{Input, Limits, Source, TextArguments, groups};
+use timing::{Clock, Timing};
 use write::Output;
 
 use super::output::{Sink, note, progress};
@@ -65,6 +67,10 @@ pub struct Arguments {
     /// Write the results to a file, or to stdout (-) [default: stdout]
     #[arg(long, value_name = "FILE|-")]
     output: Option<PathBuf>,
+    /// Say on stderr, as a JSON object, how many seconds loading, reading, tokenizing, computing and writing took, and how many
+    /// texts and tokens a second that makes of tokenizing and computing together.
+    #[arg(long)]
+    timing: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -102,12 +108,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if !(1..=MOST_BATCH_TOKENS).contains(&arguments.batch_tokens) {
         return Err(invalid("batch_tokens", arguments.batch_tokens, format!("1 to {MOST_BATCH_TOKENS}")));
     }
+    let (mut clock, mut timing) = (Clock::start(), Timing::default());
     let mut checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let own = checkpoint.config().layer.design;
     if arguments.as_paf {
         checkpoint = checkpoint.with_design(Design::PafPostNorm)?;
     }
     let tokenizer = texts::tokenizer(&arguments.checkpoint, &checkpoint)?;
+    timing.loading_s = clock.lap_s();
     let limits = Limits(checkpoint.embedding_sizes());
     let work = work(arguments, &checkpoint, &tokenizer, limits.0.vocab_size)?;
 
@@ -116,8 +124,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         return Err(invalid("output", "a terminal", "a file, or stdout that leads to one"));
     }
     let source = arguments.texts.source()?;
+    timing.reading_s = clock.lap_s();
     let mask = if let Work::FillMask { mask, .. } = work { Some(mask) } else { None };
     let inputs = source.tokenize(&tokenizer, &limits, mask);
+    timing.tokenizing_s = clock.lap_s();
     let failed = tell_failures(&source, &inputs);
     if failed > 0 && arguments.format != Format::Jsonl {
         bail!("{failed} of {} texts failed; nothing was written", inputs.len());
@@ -136,8 +146,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let largest = Largest::of(inputs.iter().map(Input::len), arguments.batch_tokens);
     let engine = Engine::open(arguments.backend, &arguments.device, arguments.dtype, &checkpoint, largest)?;
     let mut predictor = Predictor { engine, tokenizer, work };
+    timing.loading_s += clock.lap_s();
     let failed = run_batches(&mut predictor, &source, &inputs, arguments.batch_tokens, &mut output)?;
+    timing.computing_s = clock.lap_s();
     output.finish(inputs.len(), predictor.engine.hidden_size())?;
+    timing.writing_s = clock.lap_s();
+    if arguments.timing {
+        note(&serde_json::to_string(&timing.of(inputs.iter().map(Input::len)))?);
+    }
     if failed > 0 {
         bail!("{failed} of {} texts failed", inputs.len());
     }
