@@ -5,12 +5,16 @@
 mod abi;
 #[path = "gpu/borrowed.rs"]
 mod borrowed;
+#[path = "gpu/engine.rs"]
+mod engine;
 #[path = "gpu/faults.rs"]
 mod faults;
 #[path = "gpu/models.rs"]
 mod models;
 #[path = "gpu/planner.rs"]
 mod planner;
+#[path = "gpu/program.rs"]
+mod program;
 #[path = "gpu/soak.rs"]
 mod soak;
 
