@@ -10,6 +10,7 @@ mod device;
 mod encoder;
 mod handle;
 mod kernels;
+mod read;
 mod status;
 mod structs;
 

@@ -6,6 +6,8 @@
 mod abi;
 #[path = "gpu/borrowed.rs"]
 mod borrowed;
+#[path = "gpu/engine.rs"]
+mod engine;
 #[path = "gpu/faults.rs"]
 mod faults;
 #[cfg(feature = "checkpoint")]
@@ -18,6 +20,8 @@ mod minilm;
 mod models;
 #[path = "gpu/planner.rs"]
 mod planner;
+#[path = "gpu/program.rs"]
+mod program;
 #[path = "gpu/soak.rs"]
 mod soak;
 

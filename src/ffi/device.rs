@@ -5,8 +5,8 @@ use std::ptr::null_mut;
 use cudarc::driver::sys::CUctx_st;
 
 use super::handle::{Object, PafDevice, destroy, register, with_device, without_handle};
+use super::read::dtype;
 use super::status::{Failure, PafStatus};
-use super::structs::dtype;
 use crate::gpu::{CurrentContext, Device, device_count};
 
 /// Writes a handle of device `ordinal`, on its primary context, which the CUDA runtime uses, too.

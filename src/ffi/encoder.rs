@@ -8,11 +8,9 @@ use std::time::Duration;
 use super::copy_text;
 use super::device::output;
 use super::handle::{Object, Outcome, PafDevice, PafEncoder, destroy, register, with_device, with_encoder};
+use super::read::{batch, design, dtype, element_type, hidden_act, location, or, read, schedule};
 use super::status::{Failure, PafStatus};
-use super::structs::{
-    PafEncoderConfig, PafForward, PafLayerWeights, batch, design, dtype, element_type, hidden_act, location, or, read,
-    schedule,
-};
+use super::structs::{PafEncoderConfig, PafForward, PafLayerWeights};
 use crate::config::{BatchShape, EncoderConfig, LayerConfig, Rotary, Schedule};
 use crate::gpu::{Batch, BorrowedLayer, Encoder, EncoderWeights, Plan, Planner, Stream, Tensor, Workspace};
 

@@ -1,8 +1,9 @@
 //! One kernel at a time, for engines that bring their own layers.
 
 use super::handle::{PafDevice, with_device};
+use super::read::{batch, dtype, hidden_act, or, read};
 use super::status::{Failure, PafStatus};
-use super::structs::{PafAttention, PafGemm, PafNorm, batch, dtype, hidden_act, or, read};
+use super::structs::{PafAttention, PafGemm, PafNorm};
 use crate::config::BatchShape;
 use crate::gpu::kernel::{self, Attention, Epilogue, Norm, Product};
 use crate::gpu::{Batch, Floats, Stream, Tensor};

@@ -14,7 +14,7 @@ use paf_cuda::gpu::{Device, device_count};
 use paf_cuda::weights::LayerWeights;
 use paf_cuda::{Error, LayerConfig};
 
-use super::abi::{LENGTHS, Program, ROWS, config, is, last_error, layer, ok};
+use super::program::{LENGTHS, Program, ROWS, config, is, last_error, layer, ok};
 use super::{ALONE, Outcome, differs};
 
 /// Names the fault that a child process is to make.

@@ -14,7 +14,7 @@ use paf_cuda::gpu::cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
-use super::abi::{HIDDEN, Program, ROWS, ok};
+use super::program::{HIDDEN, Program, ROWS, ok};
 use super::{ALONE, Outcome, differs};
 
 const THREADS: usize = 4;
