@@ -35,6 +35,11 @@ impl EncoderState {
 }
 
 fn config(of: &PafEncoderConfig) -> Outcome<EncoderConfig> {
+    let rest = of.hidden_size.checked_rem(of.num_attention_heads).unwrap_or(0);
+    if of.head_dim == 0 && rest != 0 {
+        let text = "head_dim is 0, expected a width, as hidden_size is no multiple of num_attention_heads";
+        return Err(Failure::invalid(text));
+    }
     let rotary =
         Rotary { dim: of.rotary_dim, base: or(of.rotary_base, 10_000.0), interleaved: of.rotary_interleaved != 0 };
     let layer = LayerConfig {
@@ -118,7 +123,8 @@ pub unsafe extern "C" fn paf_encoder_clone(encoder: *mut PafEncoder, clone: *mut
     })
 }
 
-/// Ends the handle; null is no error. Waits for the device. The weights go with the last handle that has them.
+/// Ends the handle; null is no error. Waits for the device, and so is not for a capture. The weights go with the last handle that has
+/// them.
 #[unsafe(no_mangle)]
 pub extern "C" fn paf_encoder_destroy(encoder: *mut PafEncoder) -> PafStatus {
     destroy(encoder, |object| matches!(object, Object::Encoder(_)))
@@ -216,7 +222,8 @@ pub unsafe extern "C" fn paf_encoder_measure_plan(
 /// Enqueues the stack on the caller's stream, y = layers(x), and returns: allocates nothing, waits for nothing, and can be captured. Two
 /// streams of the encoder's own are forked from the caller's stream and joined to it by events. Calls with one encoder on different
 /// streams have to be ordered by the caller, as its streams are the same; paf_encoder_clone makes one with streams of its own.
-/// A call that fails midway leaves y undefined; a capture that it was part of should be thrown away.
+/// A call that fails midway leaves y undefined; a capture that it was part of should be thrown away. A graph that holds a call has what
+/// the call had, the encoder's weights and streams among them: all of it has to outlive the graph, and a replay is ordered as a call is.
 ///
 /// # Safety
 /// `call` is null or as PafForward says, its pointers to memory of the encoder's device that nothing else touches until the stream has

@@ -148,8 +148,12 @@ fn alone<T>(state: &Mutex<T>) -> Outcome<MutexGuard<'_, T>> {
 
 /// The text of the last failure with a handle that is alive, else on this thread.
 pub(super) fn last_error(handle: *const c_void) -> String {
-    match find(handle) {
-        Some(entry) => entry.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+    // The text alone is held: an entry that another thread destroys meanwhile is not to be dropped here.
+    let live = LIVE.read().unwrap_or_else(PoisonError::into_inner);
+    let text = live.get(&handle.addr()).map(|entry| entry.last_error.clone());
+    drop(live);
+    match text {
+        Some(text) => text.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         None => LAST_ERROR.try_with(|last| last.borrow().clone()).unwrap_or_default(),
     }
 }

@@ -8,7 +8,8 @@ use crate::config::BatchShape;
 use crate::gpu::kernel::{self, Attention, Epilogue, Norm, Product};
 use crate::gpu::{Batch, Floats, Stream, Tensor};
 
-/// Enqueues one product with its epilogue.
+/// Enqueues one product with its epilogue. A graph that holds a call needs the device's handle, or an encoder made with it, for as long as
+/// it is replayed.
 ///
 /// # Safety
 /// `call` is null or as PafGemm says, its pointers to memory of the device that nothing else touches until the stream has run the call.

@@ -27,6 +27,9 @@ macro_rules! structs {
 }
 structs!(PafEncoderConfig, PafLayerWeights, PafBatch, PafForward, PafGemm, PafAttention, PafNorm);
 
+/// No later version's struct will be larger.
+const MOST_BYTES: usize = 4096;
+
 /// A copy of what `pointer` leads to. A caller of a later version may have fields more, which have to be 0.
 ///
 /// # Safety
@@ -41,6 +44,11 @@ pub(super) unsafe fn read<T: Struct>(pointer: *const T) -> Outcome<T> {
     // No version has had less yet. When one appends a field, this stays what it is.
     if given < known {
         let text = format!("{}.struct_size is {given}, expected sizeof({}), {known}", T::NAME, T::NAME);
+        return Err(Failure::invalid(text));
+    }
+    // What was never set is found out, mostly, before anything is read by it.
+    if given > MOST_BYTES {
+        let text = format!("{}.struct_size is {given}, expected sizeof({}), {known} here", T::NAME, T::NAME);
         return Err(Failure::invalid(text));
     }
     // SAFETY: the caller's promise, and that of the trait.

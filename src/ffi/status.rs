@@ -47,6 +47,9 @@ impl Failure {
     }
 }
 
+/// The driver's CUDA_ERROR_OUT_OF_MEMORY.
+const OUT_OF_MEMORY: u32 = 2;
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let status = match &error {
@@ -59,6 +62,8 @@ impl From<Error> for Failure {
             Error::DriverTooOld { .. } => PafStatus::DriverTooOld,
             Error::OutOfMemory { .. } => PafStatus::OutOfMemory,
             Error::WorkspaceTooSmall { .. } => PafStatus::WorkspaceTooSmall,
+            // Memory that was asked for by way of modules, streams, events.
+            Error::Cuda { code: OUT_OF_MEMORY, .. } => PafStatus::OutOfMemory,
             Error::Cuda { .. } => PafStatus::CudaError,
             Error::ContextLost { .. } => PafStatus::ContextLost,
             Error::Verification(_) => PafStatus::Internal,

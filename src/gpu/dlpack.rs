@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 use dlpk::sys::{DLDataType, DLDataTypeCode, DLDeviceType, DLManagedTensorVersioned, DLTensor};
 use dlpk::{DLDevice, DLPackTensor, DLPackVersion};
 
+use super::borrowed::CurrentContext;
 use super::device::Device;
 use super::memory::Tensor;
 use crate::dtype::Dtype;
@@ -85,6 +86,8 @@ impl Tensor {
 }
 
 unsafe extern "C" fn give_back(managed: *mut DLManagedTensorVersioned) {
+    // Whoever gives it back does so on a thread of their own, whose current context stays what it is.
+    let _context = CurrentContext::keep();
     // SAFETY: made by `into_dlpack`, and called once, as DLPack has it.
     unsafe {
         let managed = Box::from_raw(managed);

@@ -17,26 +17,24 @@ use super::engine::{Engine, returns_while_blocked};
 use super::{ALONE, Fixture, Outcome, differs, expect};
 
 pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
-    let mut together = |name: &str, test| {
-        trials.push(super::together(device, format!("borrowed: {name}"), test, Design::PafPreNorm));
-    };
-    together("memory, lengths and streams", memory);
-    together("slices", slices);
-    together("contexts", contexts);
-    together("weights", weights);
-    together("refused: what does not fit", refused);
-    #[cfg(feature = "dlpack")]
-    together("DLPack", dlpack);
-    let mut alone = |name: &str, test: fn(&Device) -> Outcome| {
+    // Each alone: what other programs do on the default stream breaks another test's capture.
+    let mut add = |name: &str, test: fn(&Device, Design) -> Outcome| {
         let device = device.clone();
         trials.push(Trial::test(format!("borrowed: {name}"), move || {
             let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
-            test(&device)
+            test(&device, Design::PafPreNorm)
         }));
     };
-    alone("a capture", capture);
-    alone("forward allocates nothing", no_allocation);
-    alone("forward returns while its stream is blocked", blocked);
+    add("memory, lengths and streams", memory);
+    add("slices", slices);
+    add("contexts", contexts);
+    add("weights", weights);
+    add("refused: what does not fit", refused);
+    #[cfg(feature = "dlpack")]
+    add("DLPack", dlpack);
+    add("a capture", |device, _| capture(device));
+    add("forward allocates nothing", |device, _| no_allocation(device));
+    add("forward returns while its stream is blocked", |device, _| blocked(device));
 }
 
 fn shapes() -> Result<[BatchShape; 2], Error> {

@@ -30,7 +30,6 @@ const WITH_DEVICE: [Fault; 9] = [
     ("out of memory", out_of_memory),
     ("a bad pointer", bad_pointer),
     ("a stream of another context", foreign_stream),
-    ("a destroyed stream", destroyed_stream),
     ("a workspace that is too small", small_workspace),
     ("use after destroy", use_after_destroy),
     ("two threads in one encoder", two_threads),
@@ -219,19 +218,6 @@ fn foreign_stream() -> Outcome {
 }
 
 /// Undefined to CUDA, but noticed by the driver.
-fn destroyed_stream() -> Outcome {
-    let mut program = Program::new(0, PafDesign::PafPostNorm)?;
-    let expected = program.run(0)?;
-    let stream = program.context.new_stream()?;
-    let call = PafForward { stream: stream.cu_stream(), ..program.call(0) };
-    ok(program.forward(&call))?;
-    stream.synchronize()?;
-    drop(stream);
-    is(program.forward(&call), PafStatus::InvalidArgument, "stream is")?;
-    program.take()?;
-    differs(&expected, &program.run(0)?, || "after a destroyed stream".into())
-}
-
 fn small_workspace() -> Outcome {
     let mut program = Program::new(0, PafDesign::PafPostNorm)?;
     let expected = program.run(0)?;

@@ -114,13 +114,8 @@ impl Buffer {
         offset_bytes: usize,
         values: &[T],
     ) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        assert!(offset_bytes + bytes.len() <= self.bytes, "a write past the end of a buffer");
-        self.device.enter()?;
-        // SAFETY: inside the allocation, as just checked, which outlives the copy since it waits for the device before it is
-        // freed. The source is pageable memory, of which the driver has made its own copy when the call returns.
-        let copied = unsafe { result::memcpy_htod_async(self.pointer + offset_bytes as u64, bytes, stream.raw()) };
-        self.device.check("copying to the device", copied)
+        // SAFETY: pageable memory, of which the driver has made its own copy when the call returns.
+        unsafe { self.write_from_page_locked(stream, offset_bytes, values) }
     }
 
     /// Enqueues a copy of `values` to `offset_bytes` on `stream`, in its order, and returns without waiting for it.
@@ -179,9 +174,15 @@ impl Drop for Buffer {
         if matches!(self.owner, Owner::Other) {
             return;
         }
-        if self.device.synchronize().is_ok() && matches!(self.owner, Owner::Buffer) {
+        match (self.device.synchronize(), &mut self.owner) {
             // SAFETY: allocated by `new`, freed only here, and nothing runs on the device.
-            let _ = unsafe { result::free_sync(self.pointer) };
+            (Ok(()), Owner::Buffer) => drop(unsafe { result::free_sync(self.pointer) }),
+            // As inside a capture: something may still run that uses what would be given back.
+            #[cfg(feature = "dlpack")]
+            (Err(error), Owner::Kept(_)) if !matches!(error, Error::ContextLost { .. }) => {
+                std::mem::forget(std::mem::replace(&mut self.owner, Owner::Other));
+            }
+            _ => {}
         }
     }
 }

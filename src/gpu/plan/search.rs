@@ -131,7 +131,7 @@ pub(super) fn search<B: Bench>(bench: &B, budget: Duration) -> Result<(Plan, Vec
         contests.extend(bench.coordinates(entrant.plan.schedule())?.into_iter().map(|coordinate| (i, coordinate)));
     }
     // A fifth is for the finalists.
-    let tuned_at = budget * 4 / 5;
+    let tuned_at = budget / 5 * 4;
     let mut best: Vec<(Entrant<B::Ready>, f64)> =
         entrants.iter().map(|entrant| (entrant.again(), entrant.median_us())).collect();
     for (done, &(i, coordinate)) in contests.iter().enumerate() {
