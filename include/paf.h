@@ -443,7 +443,8 @@ PafStatus paf_encoder_create(struct PafDevice *device,
 PafStatus paf_encoder_clone(struct PafEncoder *encoder,
                             struct PafEncoder **clone);
 
-// Ends the handle; null is no error. Waits for the device. The weights go with the last handle that has them.
+// Ends the handle; null is no error. Waits for the device, and so is not for a capture. The weights go with the last handle that has
+// them.
 PafStatus paf_encoder_destroy(struct PafEncoder *encoder);
 
 // Writes how many bytes of workspace a forward call on `rows` rows takes; more rows take no less.
@@ -485,7 +486,8 @@ PafStatus paf_encoder_measure_plan(struct PafEncoder *encoder,
 // Enqueues the stack on the caller's stream, y = layers(x), and returns: allocates nothing, waits for nothing, and can be captured. Two
 // streams of the encoder's own are forked from the caller's stream and joined to it by events. Calls with one encoder on different
 // streams have to be ordered by the caller, as its streams are the same; paf_encoder_clone makes one with streams of its own.
-// A call that fails midway leaves y undefined; a capture that it was part of should be thrown away.
+// A call that fails midway leaves y undefined; a capture that it was part of should be thrown away. A graph that holds a call has what
+// the call had, the encoder's weights and streams among them: all of it has to outlive the graph, and a replay is ordered as a call is.
 //
 // # Safety
 // `call` is null or as PafForward says, its pointers to memory of the encoder's device that nothing else touches until the stream has
@@ -493,7 +495,8 @@ PafStatus paf_encoder_measure_plan(struct PafEncoder *encoder,
 PafStatus paf_encoder_forward(struct PafEncoder *encoder,
                               const struct PafForward *call);
 
-// Enqueues one product with its epilogue.
+// Enqueues one product with its epilogue. A graph that holds a call needs the device's handle, or an encoder made with it, for as long as
+// it is replayed.
 //
 // # Safety
 // `call` is null or as PafGemm says, its pointers to memory of the device that nothing else touches until the stream has run the call.

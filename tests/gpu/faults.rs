@@ -25,7 +25,7 @@ type Fault = (&'static str, fn() -> Outcome);
 /// Faults that a machine without a GPU has, too.
 const ANYWHERE: [Fault; 1] = [("no driver", no_driver)];
 
-const WITH_DEVICE: [Fault; 9] = [
+const WITH_DEVICE: [Fault; 8] = [
     ("no device", no_device),
     ("out of memory", out_of_memory),
     ("a bad pointer", bad_pointer),
