@@ -19,7 +19,7 @@ speedup: toolkit
 	cargo run --release --bin paf -- speedup $(ARGS)
 
 test: toolkit
-	cargo test --no-fail-fast --features dlpack
+	cargo test --no-fail-fast --features tokenizers,dlpack
 	cargo test --no-default-features --lib --tests
 	cargo test --no-default-features --features cli,tokenizers --bin paf --test run --test tokenizer
 
