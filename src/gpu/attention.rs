@@ -201,6 +201,11 @@ impl Attention {
             let got = format!("at {log_sum_exp:#x}");
             return Err(Error::mismatch(OPERATION, "log-sum-exp", got, "a 4-byte aligned pointer"));
         }
+        let bytes = heads.saturating_mul(rows).saturating_mul(size_of::<f32>());
+        if log_sum_exp != 0 && [qkv, out].iter().any(|matrix| matrix.overlaps_bytes(log_sum_exp, bytes)) {
+            let got = format!("at {log_sum_exp:#x}, overlapping QKV or the output");
+            return Err(Error::mismatch(OPERATION, "log-sum-exp", got, "memory of its own"));
+        }
         if qkv.overlaps(&out) {
             return Err(Error::mismatch(
                 OPERATION,
@@ -251,6 +256,7 @@ mod tests {
             (Attention { sequences: Sequences { lengths: 0x1002, ..sequences }, ..good }, "0x1002"),
             (Attention { sequences: Sequences { lengths: 0, ..packed }, ..good }, "lengths and positions is absent"),
             (Attention { log_sum_exp: 0x1002, ..good }, "0x1002"),
+            (Attention { log_sum_exp: good.out.pointer + 4, ..good }, "overlapping QKV or the output"),
             (Attention { out: matrix(0x1010, 64), ..good }, "overlapping"),
         ] {
             let message = bad.check().unwrap_err().to_string();

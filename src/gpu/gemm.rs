@@ -14,6 +14,7 @@ use super::plan::{self, Limits};
 use super::rotary::Rotation;
 use super::tiles::{GEMM_SM90_TILES, GEMM_TILE_K};
 use crate::config::{HiddenAct, Rotary};
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 pub use variant::{Cluster, GemmVariant};
 
@@ -410,6 +411,10 @@ impl Gemm {
         if !bias.is_multiple_of(16) {
             return Err(Error::mismatch(OPERATION, "bias", format!("at {bias:#x}"), "a 16-byte aligned pointer"));
         }
+        if *bias != 0 && c.overlaps_bytes(*bias, c.cols * Dtype::BYTES) {
+            let got = format!("at {bias:#x}, overlapping C at {:#x}", c.pointer);
+            return Err(Error::mismatch(OPERATION, "bias", got, "memory apart from C"));
+        }
         if c.overlaps(a) || c.overlaps(w) {
             return Err(Error::mismatch(
                 OPERATION,
@@ -473,6 +478,7 @@ mod tests {
             (Gemm { c: matrix(0x30_0000, 6, 24), ..gemm() }, "6 × 24"),
             (Gemm { c: matrix(0x10_0000, 5, 24), ..gemm() }, "overlapping A"),
             (Gemm { bias: 0x104, ..gemm() }, "0x104"),
+            (Gemm { bias: 0x30_0010, ..gemm() }, "at 0x300010, overlapping C"),
             (Gemm { then: Then::Activation(HiddenAct::Silu, 0), ..gemm() }, "activation silu"),
             (Gemm { sums: 0x9008, ..gemm() }, "0x9008"),
             (Gemm { sums: 0x9000, ready: Some(Ready { counters: 0x100, columns: 8 }), ..gemm() }, "not counted"),

@@ -297,6 +297,12 @@ impl Matrix {
         a < b_end && b < a_end
     }
 
+    /// Whether it has a byte in common with so many from `pointer` on.
+    pub(super) fn overlaps_bytes(&self, pointer: u64, bytes: usize) -> bool {
+        let (start, end) = self.span();
+        start < pointer.saturating_add(bytes as u64) && pointer < end
+    }
+
     /// Checks what every kernel needs: rows that start on 16 bytes.
     pub(super) fn check_aligned(&self, operation: &'static str, what: &'static str) -> Result<()> {
         if !self.pointer.is_multiple_of(16) || !self.stride.is_multiple_of(8) || self.stride < self.cols {

@@ -6,6 +6,7 @@ use super::device::Stream;
 use super::launch::{Grid, Kernels};
 use super::memory::Matrix;
 use super::plan;
+use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 
 /// One instantiation in kernels/norm.cuh or norm_rows.cuh.
@@ -212,6 +213,12 @@ impl Join {
                     "16-byte aligned pointers",
                 ));
             }
+            for pointer in [norm.gamma, norm.beta] {
+                if outputs.iter().flatten().any(|output| output.overlaps_bytes(pointer, hidden * Dtype::BYTES)) {
+                    let got = format!("at {pointer:#x}, overlapping an output");
+                    return Err(Error::mismatch(OPERATION, "γ or β", got, "memory apart from every output"));
+                }
+            }
         }
         Ok((rows, hidden))
     }
@@ -244,6 +251,7 @@ mod tests {
             (Join { sum: Some(matrix(0x3000)), ..good }, "overlapping another operand at 0x3000"),
             (Join { sum: Some(matrix(0x1010)), ..good }, "overlapping another operand at 0x1000"),
             (Join { norms: [Some(NormOutput { gamma: 0, ..norm }), None], ..good }, "at 0x0"),
+            (Join { norms: [Some(NormOutput { beta: 0x3020, ..norm }), None], ..good }, "at 0x3020, overlapping"),
             (Join { seq_len: 0, ..good }, "seq_len 0"),
             (Join { parts: Some(Parts { sums: 0x10_0008, count: 3, bias: 0 }), ..good }, "3 at 0x100008"),
             (Join { parts: Some(Parts { sums: 0x10_0000, count: 0, bias: 0 }), ..good }, "0 at 0x100000"),
