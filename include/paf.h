@@ -421,7 +421,8 @@ PafStatus paf_device_prepare(struct PafDevice *device,
 // Waits for everything that was launched on the device: where errors of kernels are reported. Not during a stream capture.
 PafStatus paf_device_synchronize(struct PafDevice *device);
 
-// Ends the handle; null is no error. Waits for the device, and so is not for a capture. Encoders made with it go on working.
+// Ends the handle; null is no error. Does not wait: what was enqueued with it has to have run, and graphs that hold it are replayed no
+// more. Encoders made with it go on working.
 PafStatus paf_device_destroy(struct PafDevice *device);
 
 // Writes a handle of a stack of `config->num_hidden_layers` layers. Their weights, an array of as many, are rounded and copied to the

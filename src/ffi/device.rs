@@ -69,7 +69,8 @@ pub extern "C" fn paf_device_synchronize(device: *mut PafDevice) -> PafStatus {
     with_device(device, |device| Ok(device.synchronize()?))
 }
 
-/// Ends the handle; null is no error. Waits for the device, and so is not for a capture. Encoders made with it go on working.
+/// Ends the handle; null is no error. Does not wait: what was enqueued with it has to have run, and graphs that hold it are replayed no
+/// more. Encoders made with it go on working.
 #[unsafe(no_mangle)]
 pub extern "C" fn paf_device_destroy(device: *mut PafDevice) -> PafStatus {
     destroy(device, |object| matches!(object, Object::Device(_)))

@@ -430,8 +430,6 @@ impl Drop for Module {
         // SAFETY: the context is alive (we hold it), nothing else unloads the module; errors mean the context is lost.
         unsafe {
             if result::ctx::set_current(self.context.cu_ctx()).is_ok() {
-                // Kernels on other programs' memory have nothing else that waits for them before their code goes.
-                let _ = result::ctx::synchronize();
                 let _ = result::module::unload(self.raw);
             }
         }
