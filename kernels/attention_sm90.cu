@@ -27,7 +27,7 @@
 //   Four warpgroups with 64 keys a step, whose registers just suffice, in turns with the others' tiles: 4 sequences of 512 tokens
 //     13.8 µs, with two warpgroups 14.8, with three 17.9; 32 of them 91.5, 99.4, 94.9; seq 8192 590 ± 28, 624 ± 35, 598 ± 26.
 //   For head_dim 128: 176 keys a step: 3 % slower at 2048, 3 % faster at 16384.
-// The producer's loop unrolled, as the compiler likes it: on an H100 1x16x512x64 7.19 µs instead of 7.07, longer ones the same.
+//   The producer's loop unrolled, as the compiler likes it: on an H100 1x16x512x64 7.19 µs instead of 7.07, longer ones the same.
 #include "counters.cuh"
 #include "element.cuh"
 #include "tiles.cuh"

@@ -30,7 +30,7 @@
 //
 // It is compiled once for each way in which products end (`Ends` in gemm_sm90_tile.cuh), and what is not unrolled for speed is not
 // unrolled at all: few tokens' blocks run all but the ring's loop once, and wait for instructions more than for anything else. One
-// kernel that could end in every way had 90 KB of them for 128×128; apart they have 17 to 49. On an H100, schedules as estimated, ms,
+// kernel that could end in every way had 90 KB of them for 128×128; apart they have 17 to 41. On an H100, schedules as estimated, ms,
 // one kernel → one for each end → loops rolled, too: RoBERTa-large 1 × 128 SAF 0.755 → 0.690 → 0.679, fused PAF 0.505 → 0.484 → 0.479;
 // 1 × 512 SAF 1.207 → 1.115 → 1.106, PAF 0.957 → 0.856 → 0.835; pythia-1.4b 1 × 128 SAF 1.530 → 1.380 → 1.371, PAF 1.301 → 1.269 → 1.264.
 //
