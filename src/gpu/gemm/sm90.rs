@@ -396,8 +396,10 @@ mod tests {
         let kinds = [Cluster::Share { n: 1, m: 1 }, Cluster::Split(2), Cluster::Parts { parts: 2, n: 1, m: 1 }];
         for tile in &GEMM_SM90_TILES {
             for (cluster, ends) in kinds.into_iter().zip([Ends::Linear, Ends::Split, Ends::Sums]) {
+                // A tile may have a kernel, and yet no room for the sums of a split.
                 let passes = check(tile, cluster, 2, [8, 2], SHARED_BYTES).is_ok();
-                assert_eq!(passes, ends.has(tile), "{} {cluster:?}", tile.name);
+                assert!(!passes || ends.has(tile), "{} {cluster:?}", tile.name);
+                assert!(passes || ends == Ends::Split || !ends.has(tile), "{} {cluster:?}", tile.name);
             }
         }
         assert!(Ends::ALL.iter().enumerate().all(|(i, &ends)| ends as usize == i));
