@@ -2,8 +2,8 @@
 #   make speedup     PAF beside SAF on this machine's GPU, or on its CPU where there is none
 #   make test        the whole test suite
 #   make test-minilm a real pretrained model on the CPU against Transformers' results; fetches it (80 MB)
-#   make install    the C library, its header and pkg-config file, in PREFIX (/usr/local)
-#   make header     include/paf.h anew, of src/ffi
+#   make install     the C library, its header and pkg-config file, in PREFIX (/usr/local)
+#   make header      include/paf.h anew, of src/ffi
 #   make gpu-bundle  binaries and scripts for a GPU machine without Rust, in target/gpu/
 
 PYTHON ?= python3

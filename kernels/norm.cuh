@@ -16,6 +16,8 @@
 // registers where there is room, and its next row's first addend is on its way while it finishes this one. Outputs may be the same
 // buffer as an addend: a thread writes only elements that it alone has read, after it has read them.
 //
+// Many rows of 768 or 1024 columns without parts have a kernel of their own, norm_rows.cuh; what is said of them here was before it.
+//
 // Tried on an H200 (hidden 1024, 65536 rows, µs; a copy of as many bytes takes 63 of one addend, 127 of three):
 //   A warp for each row, without a loop: 114 and 166. Now 88 and 155, and 85 to 87 % of a copy for wider rows. A profile of the
 //     first: 59 % of the memory's peak, 2.1 of 4 instructions a cycle, 20 warps a multiprocessor.

@@ -1,6 +1,7 @@
 //! The GPU suite: every case of `paf_cuda::verify::gpu`, the schedules against each other, the streams' ordering under
 //! disturbance, models from their checkpoints on and their loading, what other programs bring, through Rust and through C, what must be
-//! refused, and what goes wrong. Where there is no CUDA device every test is reported as ignored.
+//! refused, and what goes wrong. Where there is no CUDA device every test is reported as ignored, but that of a
+//! missing driver.
 
 #[path = "gpu/abi.rs"]
 mod abi;
