@@ -41,13 +41,9 @@ pub(super) unsafe fn read<T: Struct>(pointer: *const T) -> Outcome<T> {
     }
     // SAFETY: the caller's promise; the size comes first.
     let given = unsafe { pointer.cast::<usize>().read() };
-    // No version has had less yet. When one appends a field, this stays what it is.
-    if given < known {
-        let text = format!("{}.struct_size is {given}, expected sizeof({}), {known}", T::NAME, T::NAME);
-        return Err(Failure::invalid(text));
-    }
-    // What was never set is found out, mostly, before anything is read by it.
-    if given > MOST_BYTES {
+    // No version has had less yet: when one appends a field, the lower bound stays what it is. What was never set is found out, mostly,
+    // before anything is read by it.
+    if !(known..=MOST_BYTES).contains(&given) {
         let text = format!("{}.struct_size is {given}, expected sizeof({}), {known} here", T::NAME, T::NAME);
         return Err(Failure::invalid(text));
     }
@@ -189,7 +185,11 @@ mod tests {
         assert_eq!(read_of(size_of::<PafBatch>(), 5).unwrap().seq_len, 7);
         assert_eq!(read_of(size_of::<Later>(), 0).unwrap().seq_len, 7);
         assert_eq!(read_of(size_of::<Later>(), 5).unwrap_err().status, PafStatus::Unsupported);
-        assert!(read_of(0, 0).unwrap_err().text.contains("PafBatch.struct_size is 0"));
+        for never_set in [0, size_of::<PafBatch>() - 1, MOST_BYTES + 1, usize::MAX] {
+            let failure = read_of(never_set, 0).unwrap_err();
+            assert_eq!(failure.status, PafStatus::InvalidArgument);
+            assert!(failure.text.contains(&format!("PafBatch.struct_size is {never_set}")), "{}", failure.text);
+        }
         // SAFETY: null is allowed.
         assert_eq!(unsafe { read::<PafBatch>(none.cast()) }.unwrap_err().status, PafStatus::InvalidArgument);
     }

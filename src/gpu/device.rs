@@ -433,6 +433,11 @@ impl Event {
     /// [`Error::Cuda`], [`Error::ContextLost`].
     pub fn record(&self, stream: &Stream) -> Result<()> {
         self.device.enter()?;
+        self.mark(stream)
+    }
+
+    /// [`record`](Self::record) on a thread that has entered the context.
+    pub(super) fn mark(&self, stream: &Stream) -> Result<()> {
         // SAFETY: event and stream are live.
         let recorded = unsafe { result::event::record(self.inner.cu_event(), stream.raw()) };
         self.device.check("recording an event", recorded)

@@ -25,7 +25,8 @@
 //!
 //! The attention stream carries the layer from join to join; the FFN stream leaves it at `forked` and comes back at
 //! `ffn_done`, before the residual add. Branches write disjoint scratch, so these two events a layer are all the ordering
-//! there is. The caller's stream hands over at `start` and takes back at `finished`.
+//! there is. The caller's stream hands over at `start`, which also is the first layer's fork where no kernel precedes that, and takes back
+//! at `finished`.
 //!
 //! On Hopper each kernel that follows another on its stream may begin before that one has ended (programmatic dependent launch):
 //! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full. Attention

@@ -12,21 +12,25 @@ pub(super) struct Lane<'a> {
     pub(super) stream: &'a Stream,
     pub(super) overlaps: bool,
     chained: Cell<bool>,
+    /// Whether a kernel of this call has been launched on it.
+    launched: Cell<bool>,
 }
 
 impl<'a> Lane<'a> {
     /// A stream, on which kernels may begin early if it `overlaps`.
     pub(super) fn new(stream: &'a Stream, overlaps: bool) -> Self {
-        Self { stream, overlaps, chained: Cell::new(false) }
+        Self { stream, overlaps, chained: Cell::new(false), launched: Cell::new(false) }
     }
 
     /// Whether the kernel that is launched now may begin before the one before it has ended.
     pub(super) fn overlap(&self) -> bool {
+        self.launched.set(true);
         self.chained.replace(self.overlaps)
     }
 
     /// The kernel that is launched now begins when the one before it has ended, whatever it is.
     pub(super) fn no_overlap(&self) {
+        self.launched.set(true);
         self.chained.set(self.overlaps);
     }
 
@@ -51,7 +55,7 @@ impl Streams<'_> {
     /// The caller's stream hands over.
     pub(super) fn enter(&self, caller: &Stream) -> Result<()> {
         if self.are_two() {
-            self.workspace.start.record(caller)?;
+            self.workspace.start.mark(caller)?;
             self.attention.wait(&self.workspace.start)?;
         }
         Ok(())
@@ -60,8 +64,14 @@ impl Streams<'_> {
     /// The FFN's stream leaves attention's; each is held back there if a test asked for it.
     pub(super) fn fork(&self, kernels: &Kernels) -> Result<()> {
         if self.are_two() {
-            self.workspace.forked.record(self.attention.stream)?;
-            self.ffn.wait(&self.workspace.forked)?;
+            // Where attention's stream has nothing but the caller's work before it, that is what the FFN waits for.
+            let left = if self.attention.launched.get() {
+                self.workspace.forked.mark(self.attention.stream)?;
+                &self.workspace.forked
+            } else {
+                &self.workspace.start
+            };
+            self.ffn.wait(left)?;
         }
         for (branch, lane) in [(Branch::Attention, self.attention), (Branch::Ffn, self.ffn)] {
             let time = self.workspace.hold_back[branch as usize];
@@ -75,7 +85,7 @@ impl Streams<'_> {
     /// The FFN's stream comes back to attention's.
     pub(super) fn join(&self) -> Result<()> {
         if self.are_two() {
-            self.workspace.ffn_done.record(self.ffn.stream)?;
+            self.workspace.ffn_done.mark(self.ffn.stream)?;
             self.attention.wait(&self.workspace.ffn_done)?;
         }
         Ok(())
@@ -92,7 +102,7 @@ impl Streams<'_> {
     /// The caller's stream takes back.
     pub(super) fn leave(&self, caller: &Stream) -> Result<()> {
         if self.are_two() {
-            self.workspace.finished.record(self.attention.stream)?;
+            self.workspace.finished.mark(self.attention.stream)?;
             caller.wait(&self.workspace.finished)?;
         }
         Ok(())
