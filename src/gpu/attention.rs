@@ -7,7 +7,7 @@ mod variant;
 
 use super::batch::{Batch, Sequences};
 use super::device::{Device, Stream};
-use super::gemm::{Count, Meanwhile};
+use super::gemm::{Count, Early, Meanwhile};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::tiles::ATTENTION_TILES;
@@ -74,6 +74,19 @@ pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, attention: &At
         }
         _ => false,
     })
+}
+
+/// How this attention follows a wide product of whose `columns` first columns it reads: at once, if it would wait for their count.
+pub(super) fn follows(kernels: &Kernels, device: &Device, attention: &Attention, columns: usize) -> Result<Early> {
+    let attention = Attention { overlap: true, beside: true, ..*attention };
+    let variant = attention.variant.map_or_else(|| planned(kernels, device, &attention), Ok)?;
+    match (variant, &kernels.attention_sm90) {
+        (AttentionVariant::Sm90 { rows }, Some(sm90)) if sm90.gains_from_count(device, &attention, rows) => {
+            let nanoseconds = sm90.takes_ns(device, &attention, rows)? as usize;
+            Ok(Early { columns, nanoseconds })
+        }
+        _ => Ok(Early::default()),
+    }
 }
 
 /// Loads what a variant needs. An error if it cannot be had for heads of that width.

@@ -57,6 +57,8 @@ pub(super) struct Gemm {
     pub(super) first_early: bool,
     /// What another kernel needs meanwhile. For the planner.
     pub(super) meanwhile: Meanwhile,
+    /// What begins before this has ended. For the planner.
+    pub(super) early: Early,
     /// Tells the next kernel what is there already of C. Only Hopper's kernel can.
     pub(super) ready: Option<Ready>,
 }
@@ -89,6 +91,13 @@ pub(super) struct Meanwhile {
     pub(super) nanoseconds: usize,
 }
 
+/// A kernel that begins when the first columns of C are there, and what it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) struct Early {
+    pub(super) columns: usize,
+    pub(super) nanoseconds: usize,
+}
+
 impl Gemm {
     /// `c = a·wᵀ + bias`, as planned.
     pub(super) fn new(a: Matrix, w: Matrix, bias: u64, then: Then, c: Matrix) -> Self {
@@ -106,6 +115,7 @@ impl Gemm {
             overlap: false,
             first_early: false,
             meanwhile: Meanwhile::default(),
+            early: Early::default(),
             ready: None,
         }
     }
@@ -329,7 +339,8 @@ impl Gemm {
         }
         let ((m, n), steps) = (self.shape(), self.steps().iter().sum());
         let edge = self.beside.map_or(0, |(_, column)| column);
-        planned(kernels, device, (m, n, steps), Limits { edge, meanwhile: self.meanwhile, parts: self.sums != 0 })
+        let (meanwhile, early, parts) = (self.meanwhile, self.early, self.sums != 0);
+        planned(kernels, device, (m, n, steps), Limits { edge, meanwhile, early, parts })
     }
 
     fn check(&self) -> Result<()> {
@@ -464,6 +475,7 @@ mod tests {
             beside: None,
             sums: 0,
             meanwhile: Meanwhile::default(),
+            early: Early::default(),
             ready: None,
         }
     }

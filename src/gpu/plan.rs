@@ -8,13 +8,13 @@ mod measured;
 mod search;
 
 use super::gemm::sm90::Room;
-use super::gemm::{Cluster, GemmVariant, Meanwhile};
+use super::gemm::{Cluster, Early, GemmVariant, Meanwhile};
 use super::norm::NormKernel;
 use super::tiles::{
     ATTENTION_SM90_TILES, ATTENTION_TILES, GEMM_MAX_PARTS, GEMM_SM80_TILES, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile,
 };
 use crate::config::Schedule;
-pub(super) use candidates::{attention_of, prepare};
+pub(super) use candidates::{attention_of, early_attention, prepare};
 pub use choice::{LayerProduct, Plan};
 pub use measured::{Planned, Planner, Timed};
 
@@ -101,20 +101,22 @@ struct Sm90TileCost {
     finish_ns: f64,
 }
 
-/// In the order of [`GEMM_SM90_TILES`]. These and the numbers in [`sm90_cost_ns`] make the choice cost least against the best
-/// of all variants, measured on an H200 (bf16, the 84 shapes of `paf kernels gemm`): 1 % on average, 7 % at worst.
+/// In the order of [`GEMM_SM90_TILES`]. These and the numbers in [`sm90_cost_ns`] are fitted to layers, not to products alone: to 4836
+/// plans of 40 shapes, designs and models that `paf plan --candidates` measured on an H100 (bf16; RoBERTa-large, BERT-base, Pythia 410M
+/// and 1.4B, GPT-J; 32 to 8192 tokens). Of the variants measured for a product, the choice then costs a layer 1.0 % against the best on
+/// average, 9 % at worst; with numbers fitted to products alone on an H200 it was 2.0 and 12 %.
 const SM90_COSTS: [Sm90TileCost; 11] = [
-    Sm90TileCost { step_ns: [687.0, 1374.0], finish_ns: 1670.0 }, // 256x128
-    Sm90TileCost { step_ns: [595.0, 1190.0], finish_ns: 1601.0 }, // 128x224
-    Sm90TileCost { step_ns: [519.0, 1037.0], finish_ns: 1240.0 }, // 128x192
-    Sm90TileCost { step_ns: [356.0, 712.0], finish_ns: 566.0 },   // 128x128t
-    Sm90TileCost { step_ns: [357.0, 714.0], finish_ns: 498.0 },   // 128x128
-    Sm90TileCost { step_ns: [293.0, 587.0], finish_ns: 314.0 },   // 128x96
-    Sm90TileCost { step_ns: [155.0, 275.0], finish_ns: 739.0 },   // 64x96
-    Sm90TileCost { step_ns: [210.0, 422.0], finish_ns: 404.0 },   // 128x64
-    Sm90TileCost { step_ns: [114.0, 215.0], finish_ns: 597.0 },   // 64x64
-    Sm90TileCost { step_ns: [90.0, 140.0], finish_ns: 700.0 },    // 32x64
-    Sm90TileCost { step_ns: [89.0, 131.0], finish_ns: 523.0 },    // 16x64
+    Sm90TileCost { step_ns: [933.0, 1866.0], finish_ns: 2324.0 }, // 256x128
+    Sm90TileCost { step_ns: [873.0, 1746.0], finish_ns: 2130.0 }, // 128x224
+    Sm90TileCost { step_ns: [720.0, 1440.0], finish_ns: 2074.0 }, // 128x192
+    Sm90TileCost { step_ns: [492.0, 984.0], finish_ns: 2247.0 },  // 128x128t
+    Sm90TileCost { step_ns: [485.0, 970.0], finish_ns: 1442.0 },  // 128x128
+    Sm90TileCost { step_ns: [401.0, 802.0], finish_ns: 996.0 },   // 128x96
+    Sm90TileCost { step_ns: [278.0, 517.0], finish_ns: 439.0 },   // 64x96
+    Sm90TileCost { step_ns: [307.0, 594.0], finish_ns: 607.0 },   // 128x64
+    Sm90TileCost { step_ns: [229.0, 392.0], finish_ns: 334.0 },   // 64x64
+    Sm90TileCost { step_ns: [173.0, 260.0], finish_ns: 347.0 },   // 32x64
+    Sm90TileCost { step_ns: [160.0, 235.0], finish_ns: 489.0 },   // 16x64
 ];
 
 /// What a choice of variant has to observe beside the shape.
@@ -124,6 +126,8 @@ pub(super) struct Limits {
     pub(super) edge: usize,
     /// What to leave to another kernel.
     pub(super) meanwhile: Meanwhile,
+    /// What begins before the product has ended.
+    pub(super) early: Early,
     /// Whether parts of K may leave their sums to a join.
     pub(super) parts: bool,
 }
@@ -204,20 +208,25 @@ pub(super) fn sm90_blocks_per_multiprocessor(tile: &Sm90GemmTile, stages: usize,
 fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, variant: GemmVariant) -> f64 {
     /// From the launch to the first product, and from the last tile's having left to the next kernel.
     const START_NS: f64 = 2724.0;
-    /// From a request to the data's being there.
-    const LATENCY_NS: f64 = 887.0;
+    /// From a request to the data's being there, while all ask.
+    const LATENCY_NS: f64 = 2340.0;
     /// The meeting of a split tile's parts, and each kilobyte of sums that a block gets.
-    const SPLIT_NS: f64 = 1000.0;
-    const SPLIT_KB_NS: f64 = 111.9;
-    /// What the join takes longer for each part of K, and what it reads. Three parts of 512 × 1024 cost it 0.7 µs, where the planner found
-    /// such parts 8 to 9 % faster for SAF's last products than what these numbers, three times as large, had made the estimate choose.
-    const PART_NS: f64 = 120.0;
-    const PARTS_BYTES_PER_NS: f64 = 9000.0;
+    const SPLIT_NS: f64 = 1775.0;
+    const SPLIT_KB_NS: f64 = 73.8;
+    /// What the join takes longer for each part of K, and what is written and read of it.
+    const PART_NS: f64 = 173.0;
+    const PARTS_BYTES_PER_NS: f64 = 3700.0;
     /// What sharing W does to a step (sharing A: nothing), and what either costs once.
-    const PAIR_ALONG_M: f64 = 0.995;
-    const PAIR_NS: f64 = 40.0;
-    /// Device memory's rate.
-    const MEMORY_BYTES_PER_NS: f64 = 3827.0;
+    const PAIR_ALONG_M: f64 = 0.975;
+    const PAIR_NS: f64 = 44.0;
+    /// Device memory's rate, of weights that no kernel has read before.
+    const MEMORY_BYTES_PER_NS: f64 = 2052.0;
+    /// Part of the time of places that are empty in the last round that the others gain: power is what limits them.
+    const IDLE_GAIN: f64 = 0.53;
+    /// What takes less time, instructions or memory, adds so much of itself where they are near each other.
+    const OVERLAP_LOSS: f64 = 0.29;
+    /// Part of what begins early that shows where it lasts longer than the product; under the rest of it the next one has work.
+    const EARLY_SHOWS: f64 = 0.24;
     let GemmVariant::Sm90 { tile, cluster, stages } = variant else { return f64::INFINITY };
     let (cost, tile) = (&SM90_COSTS[tile], &GEMM_SM90_TILES[tile]);
     let (split, taken) = (cluster.split(), limits.meanwhile.multiprocessors);
@@ -234,7 +243,9 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, v
     let together = clusters.div_ceil(if waits { alone } else { beside(alone).max(1) }).min(resident);
 
     let along_m = if cluster.shared().1 > 1 { PAIR_ALONG_M } else { 1.0 };
+    let filled = clusters as f64 / (at_once as f64 * rounds);
     let step_ns = (cost.step_ns[together - 1] * along_m).max(LATENCY_NS / stages as f64);
+    let step_ns = step_ns * (1.0 - IDLE_GAIN * (1.0 - filled));
     let finished = if tile.in_turn { 1.0 } else { rounds };
     let mut ns =
         rounds * steps.div_ceil(split * cluster.parts()) as f64 * step_ns + finished * together as f64 * cost.finish_ns;
@@ -252,10 +263,20 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, v
     }
     let k = steps * GEMM_TILE_K;
     let memory_ns = ((m * k + n * k + m * n) * 2) as f64 / MEMORY_BYTES_PER_NS;
-    // What takes less time overlaps with what takes more, but not wholly where they are near each other.
     let (less, more) = (ns.min(memory_ns), ns.max(memory_ns));
     // Of equals, the one with fewer stages.
-    START_NS + more + 0.15 * less * less / more + 0.1 * stages as f64
+    let ns = more + OVERLAP_LOSS * less * less / more + 0.1 * stages as f64;
+    let Early { columns: first_columns, nanoseconds } = limits.early;
+    if first_columns == 0 {
+        return START_NS + ns;
+    }
+    // Rows of clusters walk over N in groups: of the last one, the first columns' are enough.
+    let (across, down) = cluster.shared();
+    let group = (GROUP_M / down).max(1);
+    let before = (rows - 1) / group * group;
+    let first = before * columns + (rows - before) * first_columns.div_ceil(tile.n * across);
+    let left_ns = ns * (1.0 - first.div_ceil(at_once) as f64 / rounds);
+    START_NS + ns + EARLY_SHOWS * (nanoseconds as f64 - left_ns).max(0.0)
 }
 
 /// The row of [`ATTENTION_TILES`] for this head width: the largest query tile that still gives three quarters of the
@@ -280,17 +301,34 @@ pub(super) fn attention_tile(
 /// Of one block of Hopper's attention with so many consumer warpgroups, at head_dim 64: ns for one step along the keys, and for
 /// a tile beside its steps. Measured on an H200; wider heads' steps take longer in proportion.
 const SM90_ATTENTION_NS: [(f64, f64); 4] = [(1000.0, 1500.0), (1170.0, 1500.0), (1500.0, 1500.0), (1100.0, 1500.0)];
-/// What two blocks of one warpgroup on one multiprocessor take for a step each.
-const SM90_ATTENTION_PAIR_NS: f64 = 1180.0;
+/// What two blocks of one warpgroup on one multiprocessor take for a step each, and beside their steps. On an H100, RoBERTa-large at
+/// 8 × 128, SAF: 1.492 ms with such pairs, 1.602 with one block of two warpgroups.
+const SM90_ATTENTION_PAIR_NS: (f64, f64) = (1130.0, 1200.0);
 
-/// Estimated time of one tile of Hopper's attention, alone on a multiprocessor or as one of two.
+/// Estimated time of one tile of Hopper's attention, alone on a multiprocessor or as one of two; of causal ones, on average.
 pub(super) fn sm90_attention_tile_ns(index: usize, seq_len: usize, causal: bool, paired: bool) -> f64 {
     let tile = &ATTENTION_SM90_TILES[index];
-    let (alone_ns, tile_ns) = SM90_ATTENTION_NS[tile.warpgroups - 1];
-    let step_ns = if paired { SM90_ATTENTION_PAIR_NS } else { alone_ns } * tile.head_dim.max(64) as f64 / 64.0;
+    let (step_ns, tile_ns) = if paired { SM90_ATTENTION_PAIR_NS } else { SM90_ATTENTION_NS[tile.warpgroups - 1] };
+    let step_ns = step_ns * tile.head_dim.max(64) as f64 / 64.0;
     let steps = seq_len.div_ceil(tile.keys) as f64;
     let steps = if causal { (steps + 1.0) / 2.0 } else { steps };
     steps * step_ns + tile_ns
+}
+
+/// Estimated time of so many tiles.
+pub(super) fn sm90_attention_ns(
+    index: usize,
+    tiles: usize,
+    seq_len: usize,
+    causal: bool,
+    multiprocessors: usize,
+) -> f64 {
+    let blocks = ATTENTION_SM90_TILES[index].blocks;
+    let paired = blocks > 1 && tiles > multiprocessors;
+    let places = if paired { multiprocessors * blocks } else { multiprocessors };
+    let tile_ns = |causal| sm90_attention_tile_ns(index, seq_len, causal, paired);
+    // The last tile along a causal sequence sees all of it.
+    (tiles.div_ceil(places) as f64 * tile_ns(causal)).max(tile_ns(false))
 }
 
 /// The row of [`ATTENTION_SM90_TILES`] that is the fastest by estimate; `None` if there is none for this head width. `tiles` tells
@@ -303,11 +341,8 @@ pub(super) fn attention_sm90(
     multiprocessors: usize,
 ) -> Option<usize> {
     let cost_ns = |index: usize| {
-        let tile = &ATTENTION_SM90_TILES[index];
-        let count = tiles(tile.rows());
-        let paired = tile.blocks > 1 && count > multiprocessors;
-        let places = if paired { multiprocessors * tile.blocks } else { multiprocessors };
-        count.div_ceil(places) as f64 * sm90_attention_tile_ns(index, seq_len, causal, paired)
+        let count = tiles(ATTENTION_SM90_TILES[index].rows());
+        sm90_attention_ns(index, count, seq_len, causal, multiprocessors)
     };
     (0..ATTENTION_SM90_TILES.len())
         .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim)

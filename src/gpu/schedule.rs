@@ -64,7 +64,7 @@ use super::batch::Batch;
 use super::device::Stream;
 use super::encoder::{DeviceLayer, Encoder};
 use super::gate::{self, Gate};
-use super::gemm::{self, Count, Gemm, Meanwhile, Ready, Then};
+use super::gemm::{self, Count, Early, Gemm, Meanwhile, Ready, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
@@ -106,9 +106,10 @@ pub(super) unsafe fn forward(
     let attention = Attention { qkv: scratch.qkv, out: scratch.context, ..attention };
     let variant = attention.variant.map_or_else(|| attention::planned(kernels, encoder.device(), &attention), Ok)?;
     let attention = Attention { variant: Some(variant), ..attention };
+    let early = plan::early_attention(kernels, encoder.device(), config, plan, batch)?;
     let heads = config.num_attention_heads + config.num_key_value_heads;
     let rotation = workspace.rotary().map(|table| Rotation::new(table, batch.sequences(), heads, config.head_dim));
-    let run = Run { config, plan, kernels, batch, attention, rotation, scratch, streams };
+    let run = Run { config, plan, kernels, batch, attention, early, rotation, scratch, streams };
     let layers = &layers[..encoder.config().num_hidden_layers];
     let enqueue = || {
         run.streams.enter(caller)?;
@@ -136,6 +137,8 @@ struct Run<'a> {
     batch: &'a Batch,
     /// Its variant is chosen.
     attention: Attention,
+    /// How it follows a wide product.
+    early: Early,
     /// Of queries and keys, if they are rotated.
     rotation: Option<Rotation>,
     scratch: Scratch,
@@ -246,6 +249,7 @@ impl Run<'_> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, self.then(qkv.cols), wide);
+            let both = Gemm { early: self.early, ..both };
             if n_1 == n_2 {
                 return self.qkv_product(lane, LayerProduct::WideFirst, both);
             }

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::gpu::attention::{self, Attention, AttentionVariant};
 use crate::gpu::batch::Batch;
 use crate::gpu::device::Device;
-use crate::gpu::gemm::{self, Meanwhile, Shape};
+use crate::gpu::gemm::{self, Early, Meanwhile, Shape};
 use crate::gpu::kernel;
 use crate::gpu::launch::Kernels;
 use crate::gpu::tiles::GEMM_TILE_K;
@@ -31,13 +31,14 @@ impl Launched {
 }
 
 /// The products of a layer, in the order in which `schedule` launches them (schedule.rs is where it does). `two_inputs`: there is
-/// a kernel for the wide first product of two inputs. `meanwhile`: what a product beside attention leaves to that.
+/// a kernel for the wide first product of two inputs. `meanwhile`: what a product beside attention leaves to that. `early`: how attention
+/// follows a wide one.
 pub(super) fn products(
     config: &LayerConfig,
     schedule: Schedule,
     rows: usize,
     two_inputs: bool,
-    meanwhile: Meanwhile,
+    (early, meanwhile): (Early, Meanwhile),
 ) -> Vec<Launched> {
     let (h, f, q, qkv) = (config.hidden_size, config.intermediate_size, config.query_size(), config.qkv_size());
     // With a gate, its columns and the inner layer's.
@@ -60,7 +61,7 @@ pub(super) fn products(
         (true, false) => vec![first_ffn, first_qkv],
         (two, _) => {
             let edge = if two { qkv } else { 0 };
-            vec![launched(LayerProduct::WideFirst, qkv + first_size, [h, 0], Limits { edge, ..free })]
+            vec![launched(LayerProduct::WideFirst, qkv + first_size, [h, 0], Limits { edge, early, ..free })]
         }
     };
     match schedule {
@@ -78,25 +79,46 @@ pub(super) fn products(
     }
 }
 
-/// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, and no kernel rotates
-/// queries, or gates the FFN on the same stream, in between.
+/// Whether attention can follow a wide product before that has ended: no kernel gates the FFN on the same stream in between.
+fn follows_wide_product(config: &LayerConfig, schedule: Schedule) -> bool {
+    match schedule {
+        Schedule::Serial | Schedule::TwoStream => false,
+        Schedule::Fused => !config.gated,
+        Schedule::Hybrid => true,
+    }
+}
+
+/// How attention of this plan follows its wide product, if no kernel has to rotate queries and keys in between.
+pub(in crate::gpu) fn early_attention(
+    kernels: &Kernels,
+    device: &Device,
+    config: &LayerConfig,
+    plan: &Plan,
+    batch: &Batch,
+) -> Result<Early> {
+    if !follows_wide_product(config, plan.schedule()) {
+        return Ok(Early::default());
+    }
+    let attention = Attention { variant: plan.attention(), ..Attention::of_layer(config, batch) };
+    attention::follows(kernels, device, &attention, config.qkv_size())
+}
+
+/// Whether attention of this plan can begin while a product still makes the FFN's columns: that is a wide one, which rotates queries
+/// and keys itself if they are rotated.
 fn attention_is_beside(
     kernels: &Kernels,
     device: &Device,
     config: &LayerConfig,
     plan: &Plan,
-    rows: usize,
+    batch: &Batch,
 ) -> Result<bool> {
-    let wide = match plan.schedule() {
-        Schedule::Serial | Schedule::TwoStream => false,
-        Schedule::Fused => !config.gated,
-        Schedule::Hybrid => true,
-    };
+    let wide = follows_wide_product(config, plan.schedule());
     let Some(rotary) = config.rotary.filter(|_| wide) else {
         return Ok(wide);
     };
     let two_inputs = gemm::takes_two_inputs(kernels);
-    let products = products(config, plan.schedule(), rows, two_inputs, Meanwhile::default());
+    let beside = (early_attention(kernels, device, config, plan, batch)?, Meanwhile::default());
+    let products = products(config, plan.schedule(), batch.shape().rows(), two_inputs, beside);
     let Some(first) = products.iter().find(|launched| launched.product == LayerProduct::WideFirst) else {
         return Ok(false);
     };
@@ -113,7 +135,7 @@ pub(in crate::gpu) fn attention_of(
     plan: &Plan,
     batch: &Batch,
 ) -> Result<Attention> {
-    let beside = attention_is_beside(kernels, device, config, plan, batch.shape().rows())?;
+    let beside = attention_is_beside(kernels, device, config, plan, batch)?;
     Ok(Attention { variant: plan.attention(), beside, ..Attention::of_layer(config, batch) })
 }
 
@@ -135,8 +157,9 @@ impl Setting<'_> {
     /// The plan's products.
     pub(super) fn products(&self, plan: &Plan) -> Result<Vec<Launched>> {
         let two_inputs = gemm::takes_two_inputs(self.kernels);
+        let early = early_attention(self.kernels, self.device, self.config, plan, self.batch)?;
         let meanwhile = attention::takes(self.kernels, self.device, &self.attention(plan)?)?;
-        Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, meanwhile))
+        Ok(products(self.config, plan.schedule(), self.batch.shape().rows(), two_inputs, (early, meanwhile)))
     }
 
     fn attention(&self, plan: &Plan) -> Result<Attention> {
@@ -211,7 +234,7 @@ pub(in crate::gpu) fn prepare(
     }
     let two_inputs = gemm::takes_two_inputs(kernels);
     for Launched { product, steps, limits, .. } in
-        products(config, plan.schedule(), rows, two_inputs, Meanwhile::default())
+        products(config, plan.schedule(), rows, two_inputs, Default::default())
     {
         if let Some(variant) = plan.product(product) {
             gemm::prepare(kernels, device, variant, steps, limits)?;
@@ -233,12 +256,14 @@ mod tests {
     fn products_have_their_schedules_shapes_and_limits() {
         use LayerProduct::{Qkv, W1, W2, WideFirst, WideSecond, Wo};
         let meanwhile = Meanwhile { spare_bytes: 117_760, multiprocessors: 3, nanoseconds: 5000 };
+        let early = Early { columns: 3072, nanoseconds: 4000 };
         let of = |design, schedule, rows, two_inputs| {
-            let all = products(&config(design), schedule, rows, two_inputs, meanwhile);
+            let all = products(&config(design), schedule, rows, two_inputs, (early, meanwhile));
             all.iter().map(|launched| (launched.product, launched.estimated(), launched.limits)).collect::<Vec<_>>()
         };
         let free = Limits::default();
-        let (parts, edge) = (Limits { parts: true, ..free }, Limits { edge: 3072, ..free });
+        let (parts, wide) = (Limits { parts: true, ..free }, Limits { early, ..free });
+        let edge = Limits { edge: 3072, ..wide };
         let beside = Limits { meanwhile, ..free };
         for (design, end) in [(Design::PafPreNormTwo, free), (Design::SafPreNorm, parts), (Design::SafPostNorm, parts)]
         {
@@ -257,7 +282,7 @@ mod tests {
         assert!(all.iter().all(|&(.., limits)| limits == free), "{all:?}");
         let second = (WideSecond, (128, 1024, 80), Limits { parts: true, ..beside });
         let two = Design::PafPreNormTwo;
-        assert_eq!(of(Design::PafPostNorm, Schedule::Fused, 128, true), [(WideFirst, (128, 7168, 16), free), second]);
+        assert_eq!(of(Design::PafPostNorm, Schedule::Fused, 128, true), [(WideFirst, (128, 7168, 16), wide), second]);
         assert_eq!(of(two, Schedule::Fused, 128, true), [(WideFirst, (128, 7168, 16), edge), second]);
         assert_eq!(
             of(two, Schedule::Fused, 128, false),
@@ -265,12 +290,12 @@ mod tests {
         );
         assert_eq!(
             of(Design::PafPreNorm, Schedule::Hybrid, 128, false),
-            [(WideFirst, (128, 7168, 16), free), (W2, (128, 1024, 64), beside), (Wo, (128, 1024, 16), parts)]
+            [(WideFirst, (128, 7168, 16), wide), (W2, (128, 1024, 64), beside), (Wo, (128, 1024, 16), parts)]
         );
         // A gate widens the first product alone.
         let gated = LayerConfig { gated: true, ..config(Design::PafPreNorm) };
         let shapes = |schedule| {
-            let all = products(&gated, schedule, 128, true, meanwhile);
+            let all = products(&gated, schedule, 128, true, (early, meanwhile));
             all.iter().map(|launched| (launched.product, launched.estimated())).collect::<Vec<_>>()
         };
         let second = (WideSecond, (128, 1024, 80));

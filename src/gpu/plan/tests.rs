@@ -34,7 +34,7 @@ fn limits_are_observed() {
     for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (512, 14336, 6144), (4096, 960, 192), (70, 584, 64)] {
         for (spare_bytes, parts) in [(0, false), (0, true), (117_760, false), (117_760, true)] {
             let meanwhile = Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 };
-            let limits = Limits { edge, meanwhile, parts };
+            let limits = Limits { edge, meanwhile, parts, ..Limits::default() };
             let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, 16, limits, &ROOM) else { panic!() };
             let tile = &GEMM_SM90_TILES[tile];
             assert!(parts || cluster.parts() == 1, "{m} × {n}: {}", tile.name);
@@ -58,6 +58,21 @@ fn parts_of_k_leave_another_kernel_its_multiprocessors() {
 }
 
 #[test]
+fn what_begins_early_makes_rounds_worth_their_time() {
+    let cost = |name: &str, early| {
+        let limits = Limits { early, ..Limits::default() };
+        sm90_cost_ns(512, 7168, 16, &ROOM, limits, name.parse().expect("a variant's name"))
+    };
+    let (none, attention) = (Early::default(), Early { columns: 3072, nanoseconds: 10_000 });
+    let [one_round, two_rounds] = ["sm90:128x224:share1x2:stages4", "sm90:128x128:share1x2:stages6"];
+    assert!(cost(one_round, none) < cost(two_rounds, none));
+    assert!(cost(one_round, attention) > cost(two_rounds, attention));
+    // What takes less time than the second round does not show.
+    let short = Early { nanoseconds: 1000, ..attention };
+    assert_eq!(cost(two_rounds, short), cost(two_rounds, none));
+}
+
+#[test]
 fn ranked_variants_observe_limits_and_begin_with_the_planned_one() {
     for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (4096, 960, 192), (70, 584, 0)] {
         for spare_bytes in [0, 117_760] {
@@ -65,6 +80,7 @@ fn ranked_variants_observe_limits_and_begin_with_the_planned_one() {
                 edge,
                 meanwhile: Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 },
                 parts: edge == 0,
+                ..Limits::default()
             };
             let ranked = ranked_gemm_sm90(m, n, 16, limits, &ROOM);
             assert_eq!(ranked[0], gemm_sm90(m, n, 16, limits, &ROOM));
@@ -148,6 +164,9 @@ fn hopper_attention_takes_large_tiles_once_they_fill_the_device() {
         [64, 64, 256, 256, 256]
     );
     assert!(attention_sm90(72, |_| 16, 128, false, 132).is_none());
+    // In one round, the longest of causal tiles is what counts.
+    let causal = attention_sm90(64, |rows| 16 * 2048usize.div_ceil(rows), 2048, true, 132).unwrap();
+    assert_eq!(ATTENTION_SM90_TILES[causal].rows(), 64);
 }
 
 #[test]
