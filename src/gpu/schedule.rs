@@ -54,6 +54,7 @@
 //!   instead of 1.10 at 1 × 512, slower beyond (8 × 512: 6.5 instead of 4.7). Results would no longer be `serial`'s to the bit, and
 //!   `fused` is ahead there.
 
+mod block;
 mod streams;
 
 use streams::{Lane, Streams};
@@ -69,7 +70,7 @@ use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
 use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotation};
-use super::workspace::{Scratch, Workspace};
+use super::workspace::{Branch, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
 use crate::error::Result;
 
@@ -107,7 +108,8 @@ pub(super) unsafe fn forward(
     let attention = Attention { variant: Some(variant), ..attention };
     let heads = config.num_attention_heads + config.num_key_value_heads;
     let rotation = workspace.rotary().map(|table| Rotation::new(table, batch.sequences(), heads, config.head_dim));
-    let run = Run { config, plan, kernels, batch, attention, rotation, scratch, streams };
+    let block = encoder.block();
+    let run = Run { config, plan, kernels, batch, attention, rotation, scratch, streams, block };
     let layers = &layers[..encoder.config().num_hidden_layers];
     let enqueue = || {
         run.streams.enter(caller)?;
@@ -119,7 +121,11 @@ pub(super) unsafe fn forward(
             for (i, layer) in layers.iter().enumerate() {
                 // The residual stream lives in y from the first layer's end on: a join reads a row before it writes it.
                 let from = if i == 0 { x } else { y };
-                run.layer(layer, layers.get(i + 1), from, y)?;
+                let next = layers.get(i + 1);
+                match block {
+                    None => run.layer(layer, next, from, y)?,
+                    Some(block) => run.block(block, layer, next, from, y)?,
+                }
             }
         }
         run.streams.leave(caller)
@@ -139,6 +145,8 @@ struct Run<'a> {
     rotation: Option<Rotation>,
     scratch: Scratch,
     streams: Streams<'a>,
+    /// Of each layer this alone.
+    block: Option<Branch>,
 }
 
 impl Run<'_> {
@@ -412,6 +420,9 @@ impl Run<'_> {
     /// The norms of the residual stream that a pre-norm layer's branches read.
     fn norms_of(&self, layer: &DeviceLayer) -> [Option<NormOutput>; 2] {
         let Scratch { normed_1, normed_2, .. } = self.scratch;
+        if self.block == Some(Branch::Ffn) {
+            return [Some(norm_2(layer, normed_1)), None];
+        }
         let two = self.config.design == Design::PafPreNormTwo;
         [Some(norm_1(layer, normed_1)), two.then(|| norm_2(layer, normed_2))]
     }

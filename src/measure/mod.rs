@@ -6,6 +6,8 @@
 
 pub mod attention;
 mod backend;
+pub mod complexity;
+pub mod devices;
 pub mod gemm;
 pub mod kernels;
 mod machine;

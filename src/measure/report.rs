@@ -245,7 +245,7 @@ pub(super) fn json(report: &impl Serialize) -> String {
 }
 
 /// Three significant digits, for rates of a CPU and of a large GPU alike.
-fn significant(x: f64) -> String {
+pub(super) fn significant(x: f64) -> String {
     let digits = 2 - x.abs().max(1e-9).log10().floor() as i32;
     format!("{x:.*}", digits.clamp(0, 9) as usize)
 }

@@ -114,7 +114,11 @@ pub enum Weights {
 
 impl Weights {
     /// As many layers as `config` has.
-    fn layers<'a>(&'a self, config: &'a EncoderConfig, seed: u64) -> Box<dyn Iterator<Item = LayerWeights> + 'a> {
+    pub(super) fn layers<'a>(
+        &'a self,
+        config: &'a EncoderConfig,
+        seed: u64,
+    ) -> Box<dyn Iterator<Item = LayerWeights> + 'a> {
         match self {
             Self::Random => Box::new(random_layers(config, seed)),
             #[cfg(feature = "checkpoint")]
@@ -123,7 +127,7 @@ impl Weights {
     }
 
     /// For the report.
-    fn checkpoint(&self) -> Option<report::Checkpoint> {
+    pub(super) fn checkpoint(&self) -> Option<report::Checkpoint> {
         match self {
             Self::Random => None,
             #[cfg(feature = "checkpoint")]
@@ -178,7 +182,7 @@ const ORACLE_TOKENS: usize = 512;
 
 /// What the oracle is asked about, and its name. Sequences do not see each other, so one of them, alone, is enough; of
 /// packed ones those at the beginning, since the others' places must not matter either.
-fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
+pub(super) fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
     if !shape.is_packed() {
         let tokens = shape.length(0).clamp(1, ORACLE_TOKENS);
         return Ok((BatchShape::new(1, tokens)?, format!("1 × {tokens}")));
@@ -207,7 +211,7 @@ fn baseline<'a>(variants: &[(Variant, EncoderConfig)], samples: &'a [Vec<f64>], 
 }
 
 /// Time to plan a design on a shape, however long the comparison then samples: less leaves SAF or PAF less tuned than it can be.
-const PLAN_BUDGET: Duration = Duration::from_secs(2);
+pub(super) const PLAN_BUDGET: Duration = Duration::from_secs(2);
 
 impl Experiment {
     /// SAF, then PAF, in every mode and schedule; what the planner chooses for each design on this shape among them.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, gemm, norm, plan, plot, report};
+use paf_cuda::measure::{attention, complexity, gemm, norm, plan, plot, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,7 @@ use super::output::{Sink, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Files that `paf speedup`, `paf plan` or `paf kernels …` wrote with --json.
+    /// Files that `paf speedup`, `paf plan`, `paf complexity` or `paf kernels …` wrote with --json.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens: an SVG in a
@@ -45,9 +45,10 @@ fn markdown(path: &Path) -> Result<String> {
         attention::SCHEMA => parse::<attention::Report>(&text, path)?.markdown(),
         norm::SCHEMA => parse::<norm::Report>(&text, path)?.markdown(),
         plan::SCHEMA => parse::<plan::Report>(&text, path)?.markdown(),
+        complexity::SCHEMA => parse::<complexity::Report>(&text, path)?.markdown(),
         _ => bail!(
             "{name} has schema {schema:?}, this build reads {:?}",
-            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, plan::SCHEMA]
+            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, plan::SCHEMA, complexity::SCHEMA]
         ),
     })
 }
