@@ -57,7 +57,7 @@ enum Command {
     Doctor,
     /// List the models that --model knows, with their dimensions.
     Models,
-    /// Print the tables of result files again, in Markdown, or draw the speedup beside the tokens.
+    /// Print the tables of result files again, in Markdown; draw them; or make one HTML page of a folder of them.
     Report(report::Arguments),
 }
 

@@ -227,7 +227,7 @@ mod on_device {
              between events around one graph launch, over the number of layers; subjects alternate within each round, beginning with \
              another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics of the median. \
              Overlap fraction: (attention + FFN − together) / min(attention, FFN), and ratios: medians of the rounds' values. Error: \
-             predicted / measured ratio − 1.",
+             predicted / measured ratio − 1. A stack whose weights fit in the L2 cache finds them there, which the prediction does not count.",
             PLAN_BUDGET.as_secs_f64(),
             effort.warm_up_rounds,
             effort.min_rounds,
