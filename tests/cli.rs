@@ -244,6 +244,46 @@ fn results_are_drawn_together() {
 }
 
 #[test]
+fn a_folder_becomes_one_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let here = folder.path().to_str().unwrap();
+    // An empty folder, and one without results, are refused, and no page is left.
+    refuses(&["report", here, "--html", &path("page.html")], 1, &[here, "no result files", "--json"]);
+    std::fs::write(path("other.json"), "{}").unwrap();
+    refuses(&["report", here], 1, &["other.json is not shown", "no result files"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    let speedup = paf(&small(&["--json", &path("speedup.json")]));
+    assert_eq!(speedup.status.code(), Some(0), "{}", text(&speedup.stderr));
+    let complexity = paf(&["complexity", "--device", "l40s", "--seq", "64", "--json", &path("complexity.json")]);
+    assert_eq!(complexity.status.code(), Some(0), "{}", text(&complexity.stderr));
+    let trace = r#"{"traceEvents": [{"ph": "X", "name": "W1", "pid": 0, "tid": 1, "ts": 0, "dur": 3.5}]}"#;
+    std::fs::write(path("one-trace.json"), trace).unwrap();
+    let output = paf(&["report", here, "--html", &path("page.html")]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("other.json is not shown"));
+    // The tables as ever, and the page with all of them, and what is not shown.
+    let tables = paf(&["report", &path("complexity.json"), &path("speedup.json")]);
+    assert_eq!(text(&output.stdout), text(&tables.stdout));
+    let page = std::fs::read_to_string(path("page.html")).unwrap();
+    let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
+    let document = roxmltree::Document::parse_with_options(&page, options).unwrap();
+    let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).map(str::trim).collect();
+    for part in
+        ["other.json", "complexity.json", "speedup.json", "two-stream", "Timeline: one-trace.json", "W1, 3.50 µs"]
+    {
+        assert!(texts.contains(&part), "{part:?} is missing in: {texts:?}");
+    }
+    let on_stdout = paf(&["report", "--html", "-", here]);
+    assert_eq!((on_stdout.status.code(), text(&on_stdout.stdout)), (Some(0), page));
+    refuses(&["report", &path("other.json"), "--html", "-"], 1, &["other.json", "no result"]);
+    refuses(&["report", here, "--html", "-", "--plot", "-"], 2, &["--html", "--plot"]);
+    refuses(&["report", here, "--html", &path("missing/page.html")], 1, &["cannot write", "missing/page.html"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5, "temporary files were left");
+}
+
+#[test]
 fn a_plan_is_reported_again() {
     let folder = tempfile::tempdir().unwrap();
     let (speedup, plan) = (folder.path().join("s.json"), folder.path().join("p.json"));
@@ -277,9 +317,9 @@ fn complexity_is_predicted_without_a_device() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (json, svg, own) = (path("c.json"), path("c.svg"), path("own.json"));
     for (device, name) in [
-        ("h200", "NVIDIA H200 SXM"),
-        ("h100", "NVIDIA H100 SXM"),
-        ("a100", "NVIDIA A100 SXM 80GB"),
+        ("h200", "NVIDIA H200"),
+        ("h100", "NVIDIA H100 80GB HBM3"),
+        ("a100", "NVIDIA A100-SXM4-80GB"),
         ("l40s", "NVIDIA L40S"),
         ("rtx4090", "NVIDIA GeForce RTX 4090"),
     ] {

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// A device as far as a prediction needs it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Description {
-    /// Its name.
+    /// Its name, as the driver gives it.
     pub name: String,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
@@ -53,33 +53,33 @@ struct Row {
 const ROWS: [Row; 5] = [
     Row {
         key: "h200",
-        name: "NVIDIA H200 SXM",
+        name: "NVIDIA H200",
         multiprocessors: 132,
         tflops: 989.4,
         gb_per_s: 4800.0,
         l2_mib: 60,
         kernel: (EARLY_KERNEL_US, EARLY_SOURCE),
-        source: "NVIDIA H200 Tensor Core GPU datasheet (BFLOAT16 1,979 TFLOPS with sparsity; 4.8 TB/s); L2 as the driver reports it",
+        source: "NVIDIA H200 Tensor Core GPU datasheet, SXM (BFLOAT16 1,979 TFLOPS with sparsity; 4.8 TB/s); L2 as the driver reports it",
     },
     Row {
         key: "h100",
-        name: "NVIDIA H100 SXM",
+        name: "NVIDIA H100 80GB HBM3",
         multiprocessors: 132,
         tflops: 989.4,
         gb_per_s: 3350.0,
         l2_mib: 50,
         kernel: (EARLY_KERNEL_US, EARLY_SOURCE_ELSEWHERE),
-        source: "NVIDIA H100 Tensor Core GPU datasheet (BFLOAT16 1,979 TFLOPS with sparsity; 3.35 TB/s); architecture white paper",
+        source: "NVIDIA H100 Tensor Core GPU datasheet, SXM (BFLOAT16 1,979 TFLOPS with sparsity; 3.35 TB/s); architecture white paper",
     },
     Row {
         key: "a100",
-        name: "NVIDIA A100 SXM 80GB",
+        name: "NVIDIA A100-SXM4-80GB",
         multiprocessors: 108,
         tflops: 312.0,
         gb_per_s: 2039.0,
         l2_mib: 40,
         kernel: (PLAIN_KERNEL_US, PLAIN_SOURCE),
-        source: "NVIDIA A100 Tensor Core GPU datasheet (BFLOAT16 312 TFLOPS; 2,039 GB/s); architecture white paper",
+        source: "NVIDIA A100 Tensor Core GPU datasheet, 80GB SXM (BFLOAT16 312 TFLOPS; 2,039 GB/s); architecture white paper",
     },
     Row {
         key: "l40s",

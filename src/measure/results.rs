@@ -38,20 +38,29 @@ pub enum Unreadable {
 pub const SCHEMAS: [&str; 6] =
     [report::SCHEMA, plan::SCHEMA, complexity::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA];
 
+/// The schema that a result file's text states.
+///
+/// # Errors
+/// [`Unreadable::Json`] if it states none.
+pub fn schema(text: &str) -> Result<String, Unreadable> {
+    #[derive(Deserialize)]
+    struct Schema {
+        schema: String,
+    }
+    let Schema { schema } = serde_json::from_str(text)?;
+    Ok(schema)
+}
+
 impl Results {
     /// Reads a result file's text, by the schema that it states.
     ///
     /// # Errors
     /// [`Unreadable`], which follows a file's name.
     pub fn parse(text: &str) -> Result<Self, Unreadable> {
-        #[derive(Deserialize)]
-        struct Schema {
-            schema: String,
-        }
         fn of<T: DeserializeOwned>(text: &str, results: impl FnOnce(T) -> Results) -> Result<Results, Unreadable> {
             Ok(results(serde_json::from_str(text)?))
         }
-        let Schema { schema } = serde_json::from_str(text)?;
+        let schema = schema(text)?;
         match schema.as_str() {
             report::SCHEMA => of(text, Self::Speedup),
             plan::SCHEMA => of(text, Self::Plan),

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use paf_cuda::measure::page::{self, Content, File};
-use paf_cuda::measure::results::Results;
+use paf_cuda::measure::results::{self, Results};
 use paf_cuda::measure::{complexity, plot, report};
 
 use super::output::{Sink, note, print};
@@ -63,8 +63,7 @@ fn folder(path: &Path) -> Result<Vec<File>> {
     paths.sort();
     let mut files = Vec::new();
     for path in &paths {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let file = File::read(name(path), &text);
+        let file = File::read(name(path), &read(path)?);
         if let Content::Other(why) = &file.content {
             note(&format!("{} is not shown: it {why}", path.display()));
         }
@@ -81,12 +80,15 @@ fn folder(path: &Path) -> Result<Vec<File>> {
 
 /// A file that is named: it has to hold something.
 fn file(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let file = File::read(name(path), &text);
+    let file = File::read(name(path), &read(path)?);
     match file.content {
         Content::Other(why) => bail!("{} {why}", path.display()),
         _ => Ok(file),
     }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn name(path: &Path) -> String {
@@ -105,19 +107,20 @@ fn table(file: &File) -> Option<String> {
 fn picture(paths: &[PathBuf]) -> Result<String> {
     let mut speedups = Vec::new();
     for path in paths {
-        let Content::Results(results) = file(path)?.content else {
-            bail!("{} is a timeline: no ratios to draw", path.display());
-        };
-        match *results {
-            Results::Speedup(report) => speedups.push(report),
-            Results::Complexity(report) if paths.len() == 1 => return Ok(plot::complexity(&report)?),
-            other => bail!(
-                "{} has schema {:?}, a plot is made of files of {:?}, or of one of {:?}",
+        let text = read(path)?;
+        let schema = results::schema(&text).map_err(|error| anyhow!("{} {error}", path.display()))?;
+        if schema != report::SCHEMA && !(schema == complexity::SCHEMA && paths.len() == 1) {
+            bail!(
+                "{} has schema {schema:?}, a plot is made of files of {:?}, or of one of {:?}",
                 path.display(),
-                other.run().schema,
                 report::SCHEMA,
                 complexity::SCHEMA
-            ),
+            );
+        }
+        match Results::parse(&text).map_err(|error| anyhow!("{} {error}", path.display()))? {
+            Results::Speedup(report) => speedups.push(report),
+            Results::Complexity(report) => return Ok(plot::complexity(&report)?),
+            _ => unreachable!("the schema is one of these two"),
         }
     }
     Ok(plot::svg(&speedups)?)

@@ -59,18 +59,22 @@ pub(super) fn all(files: &[File]) -> Vec<Section> {
 
 /// The page in a sentence.
 pub(super) fn summary(files: &[File]) -> String {
-    let mut devices: Vec<&str> = results(files).map(|(_, results)| device(&results.run().machine)).collect();
+    let measured = results(files).filter(|(_, results)| match results {
+        Results::Complexity(report) => report.is_measured(),
+        _ => true,
+    });
+    let mut devices: Vec<&str> = measured.map(|(_, results)| device(&results.run().machine)).collect();
     devices.sort_unstable();
     devices.dedup();
+    let on = if devices.is_empty() { String::new() } else { format!(", measured on {}", devices.join(", ")) };
     let days: Vec<String> = results(files).map(|(_, results)| date(results.run())).collect();
     let (first, last) =
         (days.iter().min().cloned().unwrap_or_default(), days.iter().max().cloned().unwrap_or_default());
     let when = if first == last { first } else { format!("{first} to {last}") };
     format!(
-        "From {} result files, {when}, on {}. In the parallel design (PAF) attention and FFN of a layer run at once; in the serial one \
+        "From {} result files, {when}{on}. In the parallel design (PAF) attention and FFN of a layer run at once; in the serial one \
          (SAF) the FFN waits for attention. Ratios are SAF’s time over PAF’s: above 1 PAF is faster.",
-        results(files).count(),
-        devices.join(", ")
+        results(files).count()
     )
 }
 
@@ -96,12 +100,15 @@ fn model(report: &Report) -> String {
 
 /// The results at a glance, pictures, and every file's table.
 fn speedup(files: &[File]) -> String {
-    let glance: Vec<_> = speedups(files).flat_map(|(_, report)| best(report)).collect();
+    let mut glance: Vec<_> = speedups(files).flat_map(|(_, report)| best(report)).collect();
     if glance.is_empty() {
         return String::new();
     }
-    let columns = ["model", "device", "batch × seq", "mode", "SAF, ms", "PAF, ms", "PAF’s schedule", "SAF / PAF"];
-    let mut html = table("The faster SAF beside the fastest PAF, each mode and batch shape", columns, glance);
+    glance.sort_by(|a, b| a.0.cmp(&b.0));
+    let columns =
+        ["model", "device", "batch × seq", "mode", "SAF, ms", "PAF, ms", "PAF’s schedule", "SAF / PAF", "PAF is"];
+    let rows = glance.into_iter().map(|(_, cells)| cells);
+    let mut html = table("The faster SAF beside the fastest PAF, each mode and batch shape", columns, rows);
     html += &pictures(files);
     html += "<h3>All that was measured</h3>\n";
     for (name, report) in speedups(files) {
@@ -111,8 +118,8 @@ fn speedup(files: &[File]) -> String {
     html
 }
 
-/// SAF, and the fastest PAF, of each shape and mode.
-fn best(report: &Report) -> Vec<[String; 8]> {
+/// SAF, and the fastest PAF, of each shape and mode: cells, and by what they are sorted.
+fn best(report: &Report) -> Vec<((String, String, usize), [String; 9])> {
     let fastest = |case: &report::Case, mode: &str, parallel: bool| -> Option<Variant> {
         let of = case.variants.iter().filter(|v| v.mode == mode && v.design.starts_with("paf") == parallel);
         of.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median)).cloned()
@@ -126,22 +133,38 @@ fn best(report: &Report) -> Vec<[String; 8]> {
             let (Some(saf), Some(paf)) = (fastest(case, mode, false), fastest(case, mode, true)) else { continue };
             let ms = |variant: &Variant| format!("{:.3}", variant.median_us.median / 1e3);
             let ratio = paf.speedup_over_saf;
-            rows.push([
-                model(report),
-                device(&report.run.machine).to_owned(),
+            let (model, device) = (model(report), device(&report.run.machine).to_owned());
+            let tokens = case.lengths.as_ref().map_or_else(
+                || case.batch.saturating_mul(case.seq_len),
+                |lengths| lengths.iter().fold(0, |sum: usize, &length| sum.saturating_add(length)),
+            );
+            let cells = [
+                model.clone(),
+                device.clone(),
                 shape_name(case.batch, case.seq_len, case.packed),
                 mode.to_owned(),
                 ms(&saf),
                 ms(&paf),
                 paf.schedule_name(),
                 format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
-            ]);
+                verdict(ratio).to_owned(),
+            ];
+            rows.push(((model, device, tokens), cells));
         }
     }
     rows
 }
 
-/// A picture for each model on each device; files of one are drawn together.
+/// What an interval of SAF over PAF says.
+fn verdict(ratio: report::Spread) -> &'static str {
+    match (ratio.low, ratio.high) {
+        (low, _) if low > 1.0 => "faster",
+        (_, high) if high < 1.0 => "slower",
+        _ => "no different as far as it shows",
+    }
+}
+
+/// A picture for each model on each device, folded if it has but one shape; files of one are drawn together.
 fn pictures(files: &[File]) -> String {
     let mut groups: Vec<(String, Vec<Report>)> = Vec::new();
     for (_, report) in speedups(files) {
@@ -151,15 +174,19 @@ fn pictures(files: &[File]) -> String {
             None => groups.push((name, vec![report.clone()])),
         }
     }
+    // Those with the most shapes first.
+    let shapes = |reports: &[Report]| reports.iter().map(|report| report.cases.len()).sum::<usize>();
+    groups.sort_by_key(|(_, reports)| std::cmp::Reverse(shapes(reports)));
     let picture = |(name, reports): &(String, Vec<Report>)| match plot::svg(reports) {
-        Ok(svg) => figure(
-            &svg,
-            &format!("Speedup beside tokens: {name}"),
-            &format!(
+        Ok(svg) => {
+            let title = format!("Speedup beside tokens: {name}");
+            let caption = format!(
                 "{name}: SAF’s time over PAF’s beside the tokens of the batch. Filled markers: the whole interval is above 1; in the \
                  tinted region PAF is slower."
-            ),
-        ),
+            );
+            let figure = figure(&svg, &title, &caption);
+            if shapes(reports) > 1 { figure } else { details(&title, &figure) }
+        }
         Err(error) => format!("<p>{}</p>\n", Escaped(&format!("No picture of {name}: {error}"))),
     };
     groups.iter().map(picture).collect()
@@ -183,6 +210,7 @@ fn losses(files: &[File]) -> String {
     format!("<p>{}</p>\n{html}", Escaped(lead))
 }
 
+/// Predictions with their pictures, and how far they are from what was measured.
 fn predicted(files: &[File]) -> String {
     let mut html = String::new();
     let reports = results(files).filter_map(|(name, results)| match results {
@@ -190,11 +218,10 @@ fn predicted(files: &[File]) -> String {
         _ => None,
     });
     for (name, report) in reports {
-        let state = if report.is_measured() { "predicted and measured" } else { "predicted, not measured" };
-        let title =
-            format!("{} on {} ({state})", report.model.as_deref().unwrap_or("custom dimensions"), report.device.name);
+        let title = format!("{} on {}", report.model.as_deref().unwrap_or("custom dimensions"), report.device.name);
         html += &format!("<h3>{}</h3>\n", Escaped(&title));
         html += &list(report.errors().iter().map(|error| format!("Error of the prediction: {error}")));
+        html += &beside(files, report, &title);
         html += &match plot::complexity(report) {
             Ok(svg) => figure(&svg, &format!("Blocks beside seq_len: {title}"), &complexity_caption(report)),
             Err(error) => format!("<p>{}</p>\n", Escaped(&format!("No picture: {error}"))),
@@ -202,6 +229,51 @@ fn predicted(files: &[File]) -> String {
         html += &details(&format!("{name}: tables"), &markdown(&report.markdown(), &title));
     }
     html
+}
+
+/// Predicted ratios beside those that `paf speedup` has measured of the same layers on the same device, as graphs.
+fn beside(files: &[File], report: &complexity::Report, title: &str) -> String {
+    let is_same = |other: &Report| {
+        let dimensions = |config: &report::Config| {
+            let heads = (config.num_attention_heads, config.num_key_value_heads.unwrap_or(config.num_attention_heads));
+            (config.hidden_size, heads, config.head_dim, config.intermediate_size, config.gated, config.causal)
+        };
+        let device = other.run.machine.device.as_deref() == Some(&report.device.name);
+        device && other.dtype == report.dtype && dimensions(&other.config) == dimensions(&report.config)
+    };
+    let mut rows = Vec::new();
+    for (name, other) in speedups(files).filter(|(_, other)| is_same(other)) {
+        for case in report.cases.iter().filter(|case| case.lengths.is_none()) {
+            let alike = |of: &&report::Case| (of.batch, of.seq_len, &of.lengths) == (case.batch, case.seq_len, &None);
+            let Some(measured) = other.cases.iter().find(alike) else { continue };
+            let of_design = |v: &&Variant| v.mode == "graph" && v.design == report.design;
+            let by_time = |a: &&Variant, b: &&Variant| a.median_us.median.total_cmp(&b.median_us.median);
+            let Some(paf) = measured.variants.iter().filter(of_design).min_by(by_time) else { continue };
+            let (predicted, ratio) = (&case.predicted, paf.speedup_over_saf);
+            rows.push([
+                case.name(),
+                format!("{:.3}", predicted.saf_over_paf),
+                format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
+                format!("{:+.1} %", (predicted.saf_over_paf / ratio.median - 1.0) * 100.0),
+                format!("{:.2}", predicted.paf_us),
+                format!("{:.2}", paf.median_us.median / other.config.num_hidden_layers as f64),
+                name.to_owned(),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let columns = [
+        "batch × seq",
+        "SAF / PAF, predicted",
+        "measured",
+        "error",
+        "PAF, µs a layer, predicted",
+        "measured",
+        "measured in",
+    ];
+    table(&format!("{title}: predicted beside measured; error is predicted / measured ratio − 1"), columns, rows)
 }
 
 fn complexity_caption(report: &complexity::Report) -> String {
@@ -229,9 +301,14 @@ fn timelines(files: &[File]) -> String {
 fn tables(files: &[File], wanted: impl Fn(&Results) -> bool) -> String {
     let mut html = String::new();
     for (name, results) in results(files).filter(|(_, results)| wanted(results)) {
-        let title = format!("{name}: {}", device(&results.run().machine));
-        html += &format!("<h3>{}</h3>\n", Escaped(&title));
-        html += &markdown(&results.markdown(), &title);
+        let (what, of) = match results {
+            Results::Gemm(_) => ("GEMM beside cuBLASLt", "time of cuBLASLt over ours"),
+            Results::Attention(_) => ("Attention beside PyTorch", "time of PyTorch’s back ends over ours"),
+            Results::Norm(_) => ("The join beside a copy", "rate over that of a device-to-device copy"),
+            _ => ("Schedules", "time of each schedule, and of the choice"),
+        };
+        html += &format!("<h3>{}</h3>\n", Escaped(&format!("{what}, {}", device(&results.run().machine))));
+        html += &markdown(&results.markdown(), &format!("{name}: {of}"));
     }
     html
 }

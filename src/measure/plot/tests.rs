@@ -331,7 +331,7 @@ mod blocks {
         check_picture(&document);
         // Attention's circles: the legend's, and eight that are white inside.
         assert_eq!((filled(&document, "#0072B2"), filled(&document, "#FFFFFF")), (1, 8));
-        assert!(document.contains("predicted for NVIDIA H200 SXM") && !document.contains("measured on"));
+        assert!(document.contains("predicted for NVIDIA H200") && !document.contains("measured on"));
         assert!(document.contains("attention’s FLOPs pass the FFN’s: 2048"));
         let solid = svg(&measured(&MANY)).unwrap();
         check_picture(&solid);
