@@ -106,7 +106,7 @@ fn speedup(files: &[File]) -> String {
     }
     glance.sort_by(|a, b| a.0.cmp(&b.0));
     let columns =
-        ["model", "device", "batch × seq", "mode", "SAF, ms", "PAF, ms", "PAF’s schedule", "SAF / PAF", "PAF is"];
+        ["model", "batch × seq", "SAF / PAF", "PAF is", "SAF, ms", "PAF, ms", "PAF’s schedule", "mode", "device"];
     let rows = glance.into_iter().map(|(_, cells)| cells);
     let mut html = table("The faster SAF beside the fastest PAF, each mode and batch shape", columns, rows);
     html += &pictures(files);
@@ -140,14 +140,14 @@ fn best(report: &Report) -> Vec<((String, String, usize), [String; 9])> {
             );
             let cells = [
                 model.clone(),
-                device.clone(),
                 shape_name(case.batch, case.seq_len, case.packed),
-                mode.to_owned(),
+                format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
+                verdict(ratio).to_owned(),
                 ms(&saf),
                 ms(&paf),
                 paf.schedule_name(),
-                format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
-                verdict(ratio).to_owned(),
+                mode.to_owned(),
+                device.clone(),
             ];
             rows.push(((model, device, tokens), cells));
         }
@@ -160,7 +160,7 @@ fn verdict(ratio: report::Spread) -> &'static str {
     match (ratio.low, ratio.high) {
         (low, _) if low > 1.0 => "faster",
         (_, high) if high < 1.0 => "slower",
-        _ => "no different as far as it shows",
+        _ => "no different",
     }
 }
 

@@ -132,7 +132,7 @@ impl Trace {
     /// What lies between `start` and `end`.
     fn drawn(&self, start: f64, end: f64) -> String {
         const LEFT: f64 = 130.0;
-        const WIDTH: f64 = 1000.0;
+        const WIDTH: f64 = 950.0;
         const TRACK: f64 = 40.0;
         // White text can be read on each of them.
         const COLOURS: [&str; 6] = ["#0072B2", "#B34E00", "#00735A", "#AA3399", "#8A6000", "#666666"];
