@@ -95,11 +95,12 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The table of one file, in Markdown.
+/// The table of one file, in Markdown; of a timeline, what there is on it.
 fn table(file: &File) -> Option<String> {
     match &file.content {
         Content::Results(results) => Some(results.markdown()),
-        _ => None,
+        Content::Trace(trace) => Some(format!("{}: {}\n", file.name, trace.summary())),
+        Content::Other(_) => None,
     }
 }
 

@@ -88,7 +88,9 @@ impl Trace {
             tracks[i].slices.push(Slice { name: event.name.clone(), start_us, duration_us });
         }
         tracks.retain(|track| !track.slices.is_empty());
-        tracks.sort_by(|a, b| a.key.cmp(&b.key));
+        // Numbers in their order, which have fewer digits first.
+        let rank = |key: &(String, String)| [&key.0, &key.1].map(|text| (text.len(), text.clone()));
+        tracks.sort_by_key(|track| rank(&track.key));
         let count = tracks.iter().map(|track| track.slices.len()).sum::<usize>();
         if count == 0 || count > MOST_SLICES {
             return Err(refuse("number of complete events", count, &format!("1 to {MOST_SLICES}")));
@@ -107,7 +109,7 @@ impl Trace {
     }
 
     /// In words: tracks, slices, and from the first begin to the last end.
-    pub(super) fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         let (start, end) = self.ends();
         let tracks: Vec<_> =
             self.tracks.iter().map(|track| format!("{} ({} slices)", track.name, track.slices.len())).collect();
