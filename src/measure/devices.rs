@@ -35,7 +35,8 @@ const PLAIN_SOURCE: &str =
     "0.98 µs: a chain of empty kernels in a CUDA graph, measured on an H200 and assumed to hold here";
 const EARLY_SOURCE: &str =
     "0.60 µs: a chain of empty kernels in a CUDA graph with programmatic dependent launch, measured on an H200";
-const EARLY_SOURCE_ELSEWHERE: &str = "0.60 µs: a chain of empty kernels in a CUDA graph with programmatic dependent launch, measured on an H200 and assumed to hold here";
+const EARLY_SOURCE_ELSEWHERE: &str = "0.60 µs: a chain of empty kernels in a CUDA graph with programmatic dependent launch, \
+                                      measured on an H200 and assumed to hold here";
 
 /// A line of the table of devices.
 struct Row {

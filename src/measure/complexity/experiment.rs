@@ -131,7 +131,8 @@ mod on_device {
         /// chooses. `seed` is of activations, and of weights that are random.
         ///
         /// # Errors
-        /// As [`predict`](Self::predict); [`Error::Verification`] before anything is timed, if a result is wrong; what the device gives.
+        /// As [`predict`](Self::predict); [`Error::Verification`](crate::Error::Verification) before anything is timed, if a result is
+        /// wrong; what the device gives.
         pub fn measure(
             &self,
             device: &Device,
