@@ -17,7 +17,11 @@ use crate::weights::{LayerWeights, random_activations};
 pub(super) const ORACLE_LAYERS: usize = 2;
 
 #[cfg(feature = "cuda")]
-pub(super) use crate::gpu::Plan;
+pub(super) use crate::gpu::{Branch, Plan};
+
+/// Without kernels no block runs alone: there is none to name.
+#[cfg(not(feature = "cuda"))]
+pub(super) type Branch = std::convert::Infallible;
 
 /// Without kernels there is nothing to plan but the schedule.
 #[cfg(not(feature = "cuda"))]
@@ -73,22 +77,6 @@ pub(super) trait Backend {
     ) -> Result<Vec<Vec<f64>>>;
 }
 
-/// That every element is a number.
-fn check_finite<T: Copy>(
-    of: impl std::fmt::Display,
-    output: &[T],
-    value: impl Fn(T) -> f32,
-    cols: usize,
-) -> Result<()> {
-    match output.iter().position(|&bits| !value(bits).is_finite()) {
-        None => Ok(()),
-        Some(at) => {
-            let (row, column, got) = (at / cols, at % cols, value(output[at]));
-            Err(Error::Verification(format!("{of}: element ({row}, {column}) is {got}")))
-        }
-    }
-}
-
 /// Compares each variant's bits with those of the first variant that it should agree with.
 fn agree<T: PartialEq + Copy>(
     variants: &[(Variant, EncoderConfig)],
@@ -97,7 +85,11 @@ fn agree<T: PartialEq + Copy>(
     cols: usize,
 ) -> Result<()> {
     for (i, (variant, _)) in variants.iter().enumerate() {
-        check_finite(variant, &outputs[i], &value, cols)?;
+        if let Some(at) = outputs[i].iter().position(|&bits| !value(bits).is_finite()) {
+            let (row, column) = (at / cols, at % cols);
+            let got = value(outputs[i][at]);
+            return Err(Error::Verification(format!("{variant}: element ({row}, {column}) is {got}")));
+        }
         let first = variants.iter().position(|(other, _)| other.agrees_bitwise(variant)).unwrap_or(i);
         if let Some(at) = outputs[i].iter().zip(&outputs[first]).position(|(a, b)| a != b) {
             return Err(Error::Verification(format!(
@@ -210,13 +202,13 @@ impl Backend for Cpu {
 }
 
 #[cfg(feature = "cuda")]
-pub(super) use self::gpu::{Gpu, Way};
+pub(super) use self::gpu::Gpu;
 
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::*;
     use crate::dtype::Dtype;
-    use crate::gpu::{Batch, Branch, Device, Encoder, EncoderWeights, Event, Graph, Planner, Stream, Tensor};
+    use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Graph, Planner, Stream, Tensor};
 
     /// A device; a sample is the device time between two events around a call on one stream.
     pub(in super::super) struct Gpu {
@@ -226,13 +218,6 @@ mod gpu {
         first_layers: Vec<LayerWeights>,
         monitor: machine::Monitor,
         seed: u64,
-    }
-
-    /// One way to run a stack.
-    pub(in super::super) struct Way {
-        pub(in super::super) encoder: Encoder,
-        pub(in super::super) plan: Plan,
-        pub(in super::super) mode: Mode,
     }
 
     impl Gpu {
@@ -256,8 +241,8 @@ mod gpu {
             Ok(Self { device: device.clone(), weights, first_layers, monitor, seed })
         }
 
-        /// An encoder of `config`, or of one block of its layers, on these weights.
-        pub(in super::super) fn encoder(&self, config: &EncoderConfig, block: Option<Branch>) -> Result<Encoder> {
+        /// The layers of `config`, or of each one block alone.
+        fn stack(&self, config: &EncoderConfig, block: Option<Branch>) -> Result<Encoder> {
             let encoder = Encoder::new(config, self.weights.clone())?;
             match block {
                 None => Ok(encoder),
@@ -265,7 +250,7 @@ mod gpu {
             }
         }
 
-        /// The first layers of one block of `config`, a serial design's, against the oracle.
+        /// One block of the first layers of `config`, a serial design's, against the oracle.
         pub(in super::super) fn check_block_against_oracle(
             &self,
             config: &EncoderConfig,
@@ -275,67 +260,6 @@ mod gpu {
         ) -> Result<Comparison> {
             let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
             verify::gpu::block(&self.weights, &self.first_layers, &config, block, plan, false, shape)
-        }
-
-        /// That every element of an output is a number.
-        pub(in super::super) fn check_finite(&self, of: &str, output: &[u16], cols: usize) -> Result<()> {
-            let dtype = self.weights.dtype();
-            check_finite(of, output, |bits| dtype.from_bits(bits), cols)
-        }
-
-        /// Runs each way once, has the outputs' bits checked, then samples all of them, µs.
-        pub(in super::super) fn sample(
-            &self,
-            ways: &[Way],
-            shape: &BatchShape,
-            effort: Effort,
-            on_round: &mut dyn FnMut(usize),
-            check: impl FnOnce(&[Vec<u16>]) -> Result<()>,
-        ) -> Result<Vec<Vec<f64>>> {
-            let (device, dtype) = (&self.device, self.weights.dtype());
-            let h = ways[0].encoder.config().layer.hidden_size;
-            let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
-            let x = random_activations(shape.rows(), h, self.seed);
-            let x = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
-            // Each its own output and scratch: a graph keeps them, and none finds another's lines in the cache.
-            let mut operands = Vec::new();
-            for Way { encoder, .. } in ways {
-                let mut workspace = encoder.workspace(&batch)?;
-                workspace.poison()?;
-                operands.push((Tensor::poisoned(device, dtype, shape.rows(), h)?, workspace));
-            }
-
-            let mut outputs = Vec::new();
-            for (Way { encoder, plan, mode }, (y, workspace)) in ways.iter().zip(&mut operands) {
-                match mode {
-                    Mode::Eager => encoder.forward(&stream, *plan, &batch, &x, y, workspace)?,
-                    Mode::Graph => encoder.capture(&stream, *plan, &batch, &x, y, workspace)?.launch(&stream)?,
-                }
-                outputs.push(y.to_bits()?);
-            }
-            check(&outputs)?;
-            drop(outputs);
-
-            let (start, end) = (Event::new_timing(device)?, Event::new_timing(device)?);
-            let mut candidates: Vec<Candidate<'_>> = Vec::new();
-            for (&Way { ref encoder, plan, mode }, (y, workspace)) in ways.iter().zip(&mut operands) {
-                let (stream, batch, x, start, end) = (&stream, &batch, &x, &start, &end);
-                let mut call: Box<dyn FnMut() -> Result<()> + '_> = match mode {
-                    Mode::Eager => Box::new(move || encoder.forward(stream, plan, batch, x, y, workspace)),
-                    Mode::Graph => {
-                        let graph: Graph<'_> = encoder.capture(stream, plan, batch, x, y, workspace)?;
-                        Box::new(move || graph.launch(stream))
-                    }
-                };
-                candidates.push(Box::new(move || {
-                    start.record(stream)?;
-                    call()?;
-                    end.record(stream)?;
-                    end.synchronize()?;
-                    end.elapsed_us_since(start)
-                }));
-            }
-            interleave(&mut candidates, effort, on_round)
         }
     }
 
@@ -389,15 +313,55 @@ mod gpu {
             effort: Effort,
             on_round: &mut dyn FnMut(usize),
         ) -> Result<Vec<Vec<f64>>> {
-            let ways = variants.iter().map(|(variant, config)| {
-                let encoder = self.encoder(config, None)?;
-                Ok(Way { encoder, plan: variant.plan, mode: variant.mode })
-            });
-            let ways = ways.collect::<Result<Vec<_>>>()?;
-            let (dtype, h) = (self.weights.dtype(), variants[0].1.layer.hidden_size);
-            self.sample(&ways, shape, effort, on_round, |outputs| {
-                agree(variants, outputs, |bits| dtype.from_bits(bits), h)
-            })
+            let (device, dtype) = (&self.device, self.weights.dtype());
+            let h = variants[0].1.layer.hidden_size;
+            let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+            let x = random_activations(shape.rows(), h, self.seed);
+            let x = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
+            let encoders = variants.iter().map(|(variant, config)| self.stack(config, variant.block));
+            let encoders = encoders.collect::<Result<Vec<_>>>()?;
+            // Each its own output and scratch: a graph keeps them, and none finds another's lines in the cache.
+            let mut operands = Vec::new();
+            for encoder in &encoders {
+                let mut workspace = encoder.workspace(&batch)?;
+                workspace.poison()?;
+                operands.push((Tensor::poisoned(device, dtype, shape.rows(), h)?, workspace));
+            }
+
+            let mut outputs = Vec::new();
+            for (((variant, _), encoder), (y, workspace)) in variants.iter().zip(&encoders).zip(&mut operands) {
+                match variant.mode {
+                    Mode::Eager => encoder.forward(&stream, variant.plan, &batch, &x, y, workspace)?,
+                    Mode::Graph => {
+                        encoder.capture(&stream, variant.plan, &batch, &x, y, workspace)?.launch(&stream)?;
+                    }
+                }
+                outputs.push(y.to_bits()?);
+            }
+            agree(variants, &outputs, |bits| dtype.from_bits(bits), h)?;
+            drop(outputs);
+
+            let (start, end) = (Event::new_timing(device)?, Event::new_timing(device)?);
+            let mut candidates: Vec<Candidate<'_>> = Vec::new();
+            for (((variant, _), encoder), (y, workspace)) in variants.iter().zip(&encoders).zip(&mut operands) {
+                let (stream, batch, x, start, end) = (&stream, &batch, &x, &start, &end);
+                let plan = variant.plan;
+                let mut call: Box<dyn FnMut() -> Result<()> + '_> = match variant.mode {
+                    Mode::Eager => Box::new(move || encoder.forward(stream, plan, batch, x, y, workspace)),
+                    Mode::Graph => {
+                        let graph: Graph<'_> = encoder.capture(stream, plan, batch, x, y, workspace)?;
+                        Box::new(move || graph.launch(stream))
+                    }
+                };
+                candidates.push(Box::new(move || {
+                    start.record(stream)?;
+                    call()?;
+                    end.record(stream)?;
+                    end.synchronize()?;
+                    end.elapsed_us_since(start)
+                }));
+            }
+            interleave(&mut candidates, effort, on_round)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::backend::{Backend, Cpu, ORACLE_LAYERS, Plan};
+use super::backend::{Backend, Branch, Cpu, ORACLE_LAYERS, Plan};
 use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
 use super::statistics::{Median, paired_ratio};
@@ -77,12 +77,14 @@ pub(super) struct Variant {
     pub(super) choice: Choice,
     /// Eager or graph.
     pub(super) mode: Mode,
+    /// Of each layer of a serial design this block alone.
+    pub(super) block: Option<Branch>,
 }
 
 impl Variant {
     /// Whether the result is the same to the last bit.
     pub(super) fn agrees_bitwise(&self, other: &Self) -> bool {
-        self.design == other.design && self.plan.agrees_bitwise(&other.plan)
+        self.design == other.design && self.block == other.block && self.plan.agrees_bitwise(&other.plan)
     }
 }
 
@@ -238,7 +240,7 @@ impl Experiment {
         let modes = self.modes.iter().filter(|mode| backend.modes().contains(mode));
         let of_mode = |&mode| {
             let variant = move |(design, choice, plan, config): &(_, _, _, EncoderConfig)| {
-                (Variant { design: *design, plan: *plan, choice: *choice, mode }, config.clone())
+                (Variant { design: *design, plan: *plan, choice: *choice, mode, block: None }, config.clone())
             };
             planned.iter().map(variant).collect::<Vec<_>>()
         };
@@ -418,7 +420,7 @@ mod tests {
     fn the_faster_saf_of_a_mode_is_what_others_are_compared_with() {
         let config = crate::config::preset("minilm-l6").unwrap().config;
         let variant = |design, choice, mode| {
-            (Variant { design, plan: Schedule::Serial.into(), choice, mode }, config.with_design(design))
+            (Variant { design, plan: Schedule::Serial.into(), choice, mode, block: None }, config.with_design(design))
         };
         let (fixed, saf, paf) = (Choice::Fixed(Schedule::Serial), Design::SafPostNorm, Design::PafPostNorm);
         let variants = [

@@ -93,14 +93,14 @@ mod on_device {
     use std::time::Duration;
 
     use super::Experiment;
-    use crate::config::{BatchShape, Design, EncoderConfig, Schedule};
+    use crate::config::{BatchShape, EncoderConfig, Schedule};
     use crate::error::Result;
-    use crate::gpu::{Branch, Device, Plan};
-    use crate::measure::backend::{Backend, Gpu, ORACLE_LAYERS, Way};
+    use crate::gpu::{Branch, Device};
+    use crate::measure::backend::{Backend, Gpu, ORACLE_LAYERS};
     use crate::measure::complexity::report::{Measured, Report, SCHEMA, Subject, rows};
     use crate::measure::devices::Description;
     use crate::measure::report::{Run, Verified};
-    use crate::measure::speedup::{Mode, PLAN_BUDGET, few_tokens};
+    use crate::measure::speedup::{Choice, Mode, PLAN_BUDGET, Variant, few_tokens};
     use crate::measure::timing::Effort;
 
     /// What the measurement is doing, for a progress display.
@@ -117,14 +117,8 @@ mod on_device {
         Shape(usize),
     }
 
-    /// A subject, and how it is run.
-    struct Planned {
-        subject: Subject,
-        config: EncoderConfig,
-        plan: Plan,
-        /// The block, if it is one alone.
-        block: Option<Branch>,
-    }
+    /// What a time is of, and how it is run.
+    type Planned = (Subject, Variant, EncoderConfig);
 
     impl Experiment {
         /// Predicts for the device's own ceilings, and measures: each block alone, SAF, and PAF on two streams and as the planner
@@ -159,21 +153,12 @@ mod on_device {
         fn case(&self, backend: &Gpu, shape: &BatchShape, effort: Effort) -> Result<Measured> {
             let planned = self.planned(backend, shape)?;
             let verified = verify(backend, &planned, shape)?;
-            let ways = planned.iter().map(|Planned { config, plan, block, .. }| -> Result<Way> {
-                let encoder = backend.encoder(config, *block)?;
-                Ok(Way { encoder, plan: *plan, mode: Mode::Graph })
-            });
-            let ways = ways.collect::<Result<Vec<_>>>()?;
+            let variants: Vec<_> = planned.iter().map(|(_, variant, config)| (*variant, config.clone())).collect();
             let state_before = backend.state();
-            let cols = self.config.layer.hidden_size;
-            let finite = |outputs: &[Vec<u16>]| {
-                let mut all = planned.iter().zip(outputs);
-                all.try_for_each(|(of, output)| backend.check_finite(of.subject.name(), output, cols))
-            };
-            let mut samples = backend.sample(&ways, shape, effort, &mut |_| (), finite)?;
+            let mut samples = backend.measure(&variants, shape, effort, &mut |_| ())?;
             let state_after = backend.state();
             samples.iter_mut().flatten().for_each(|sample| *sample /= self.config.num_hidden_layers as f64);
-            let subjects = planned.iter().map(|of| (of.subject, of.plan.to_string())).collect();
+            let subjects = planned.iter().map(|(subject, variant, _)| (*subject, variant.plan.to_string())).collect();
             Ok(Measured { verified, state_before, state_after, rows: rows(subjects, samples)? })
         }
 
@@ -181,16 +166,19 @@ mod on_device {
         fn planned(&self, backend: &Gpu, shape: &BatchShape) -> Result<[Planned; 5]> {
             let parallel = &self.config;
             let serial = parallel.with_design(parallel.layer.design.serial());
-            let of_saf = backend.plan(&serial, shape, PLAN_BUDGET)?;
-            let picked = backend.plan(parallel, shape, PLAN_BUDGET)?;
-            let of =
-                |subject, config: &EncoderConfig, plan, block| Planned { subject, config: config.clone(), plan, block };
+            let (of_saf, picked) =
+                (backend.plan(&serial, shape, PLAN_BUDGET)?, backend.plan(parallel, shape, PLAN_BUDGET)?);
+            let of = |subject, config: &EncoderConfig, choice, plan, block| {
+                let variant = Variant { design: config.layer.design, plan, choice, mode: Mode::Graph, block };
+                (subject, variant, config.clone())
+            };
+            let two_stream = Schedule::TwoStream;
             Ok([
-                of(Subject::Attention, &serial, of_saf, Some(Branch::Attention)),
-                of(Subject::Ffn, &serial, of_saf, Some(Branch::Ffn)),
-                of(Subject::Saf, &serial, of_saf, None),
-                of(Subject::TwoStream, parallel, Schedule::TwoStream.into(), None),
-                of(Subject::Auto, parallel, picked, None),
+                of(Subject::Attention, &serial, Choice::Auto, of_saf, Some(Branch::Attention)),
+                of(Subject::Ffn, &serial, Choice::Auto, of_saf, Some(Branch::Ffn)),
+                of(Subject::Saf, &serial, Choice::Auto, of_saf, None),
+                of(Subject::TwoStream, parallel, Choice::Fixed(two_stream), two_stream.into(), None),
+                of(Subject::Auto, parallel, Choice::Auto, picked, None),
             ])
         }
     }
@@ -199,12 +187,11 @@ mod on_device {
         let (some, name) = few_tokens(shape)?;
         planned
             .iter()
-            .map(|Planned { subject, config, plan, block }| {
+            .map(|(subject, Variant { design, plan, block, .. }, config)| {
                 let found = match block {
                     Some(block) => backend.check_block_against_oracle(config, *block, *plan, &some)?,
                     None => backend.check_against_oracle(config, *plan, &some)?,
                 };
-                let design: Design = config.layer.design;
                 Ok(Verified {
                     what: format!(
                         "{} of {design} {plan}, {name}, first {ORACLE_LAYERS} layers at most",
