@@ -36,10 +36,10 @@ pub enum Content {
 }
 
 impl File {
-    /// Reads a file's text. A name that ends in `-trace.json` is a timeline's.
+    /// Reads a file's text: results, or a timeline in Chrome's trace format.
     pub fn read(name: impl Into<String>, text: &str) -> Self {
         let name = name.into();
-        let content = match name.ends_with("-trace.json") {
+        let content = match Trace::is_one(text) {
             true => Trace::parse(text).map_or_else(|error| Content::Other(error.to_string()), Content::Trace),
             false => Results::parse(text)
                 .map_or_else(|error| Content::Other(error.to_string()), |results| Content::Results(Box::new(results))),

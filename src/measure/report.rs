@@ -13,6 +13,7 @@ pub use checkpoint::{Checkpoint, WeightFile};
 
 use super::statistics::Median;
 use crate::config::EncoderConfig;
+use crate::verify::Comparison;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/speedup/1";
@@ -190,6 +191,13 @@ pub struct Verified {
     pub bound: f64,
     pub relative_l2: f64,
     pub relative_l2_bound: f64,
+}
+
+impl Verified {
+    pub(super) fn new(what: String, found: Comparison) -> Self {
+        let Comparison { max_error, bound, relative_l2, relative_l2_bound, .. } = found;
+        Self { what, max_error, bound, relative_l2, relative_l2_bound }
+    }
 }
 
 /// One way to run the layers.

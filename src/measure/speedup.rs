@@ -321,13 +321,10 @@ impl Experiment {
                 continue;
             }
             let found = backend.check_against_oracle(config, variant.plan, &some)?;
-            verified.push(Verified {
-                what: format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
-                max_error: found.max_error,
-                bound: found.bound,
-                relative_l2: found.relative_l2,
-                relative_l2_bound: found.relative_l2_bound,
-            });
+            verified.push(Verified::new(
+                format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
+                found,
+            ));
         }
         let state_before = backend.state();
         let samples = backend.measure(variants, shape, self.effort, on_round)?;

@@ -19,7 +19,7 @@ pub struct Arguments {
     /// complexity`'s beside its seq_len: an SVG in a file, or on stdout (-).
     #[arg(long, value_name = "FILE|-")]
     plot: Option<PathBuf>,
-    /// Write everything as one HTML page, with pictures, timelines (*-trace.json) and methods, to a file, or to stdout (-) without the
+    /// Write everything as one HTML page, with pictures, timelines (Chrome's trace format) and methods, to a file, or to stdout (-) without the
     /// tables. It needs no other file and no network.
     #[arg(long, value_name = "FILE|-", conflicts_with = "plot")]
     html: Option<PathBuf>,

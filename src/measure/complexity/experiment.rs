@@ -192,16 +192,10 @@ mod on_device {
                     Some(block) => backend.check_block_against_oracle(config, *block, *plan, &some)?,
                     None => backend.check_against_oracle(config, *plan, &some)?,
                 };
-                Ok(Verified {
-                    what: format!(
-                        "{} of {design} {plan}, {name}, first {ORACLE_LAYERS} layers at most",
-                        subject.name()
-                    ),
-                    max_error: found.max_error,
-                    bound: found.bound,
-                    relative_l2: found.relative_l2,
-                    relative_l2_bound: found.relative_l2_bound,
-                })
+                Ok(Verified::new(
+                    format!("{} of {design} {plan}, {name}, first {ORACLE_LAYERS} layers at most", subject.name()),
+                    found,
+                ))
             })
             .collect()
     }

@@ -106,7 +106,7 @@ fn what_comes_from_a_file_cannot_become_markup() {
         }
     }
     let trace = r#"{"traceEvents": [{"ph": "X", "name": "<script>", "tid": "</svg>", "ts": 0, "dur": 100}]}"#;
-    files.push(File::read("a-trace.json", trace));
+    files.push(File::read("a.json", trace));
     files.push(File::read(HOSTILE, "<script>"));
     files.push(File::read("other.json", r#"{"schema": "</td><script>"}"#));
     let page = html(&files).unwrap();

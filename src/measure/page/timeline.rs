@@ -23,6 +23,8 @@ struct Track {
 #[derive(Debug, Clone, PartialEq)]
 struct Slice {
     name: String,
+    /// Slices of a kind have a colour: the category, or the name's first word.
+    kind: String,
     start_us: f64,
     duration_us: f64,
 }
@@ -38,6 +40,8 @@ struct Event {
     ph: String,
     #[serde(default)]
     name: String,
+    #[serde(default)]
+    cat: String,
     #[serde(default)]
     pid: Value,
     #[serde(default)]
@@ -57,6 +61,16 @@ fn refuse(what: &'static str, got: impl ToString, expected: &str) -> Error {
 }
 
 impl Trace {
+    /// Whether a text is in the format, whatever its events.
+    pub(super) fn is_one(text: &str) -> bool {
+        #[derive(Deserialize)]
+        struct Probe {
+            #[serde(rename = "traceEvents")]
+            _events: serde::de::IgnoredAny,
+        }
+        serde_json::from_str::<Probe>(text).is_ok()
+    }
+
     /// Reads the complete events (`"ph": "X"`) of a trace, and the names of its threads.
     ///
     /// # Errors
@@ -85,7 +99,9 @@ impl Trace {
                     .ok_or_else(|| refuse(what, format!("{time:?} ({})", event.name), "a time, µs"))
             };
             let (start_us, duration_us) = (time(event.ts, "ts")?, time(event.dur, "dur")?);
-            tracks[i].slices.push(Slice { name: event.name.clone(), start_us, duration_us });
+            let first = event.name.split([' ', ':', '(']).next().unwrap_or_default();
+            let kind = if event.cat.is_empty() { first.to_owned() } else { event.cat.clone() };
+            tracks[i].slices.push(Slice { name: event.name.clone(), kind, start_us, duration_us });
         }
         tracks.retain(|track| !track.slices.is_empty());
         // Numbers in their order, which have fewer digits first.
@@ -144,8 +160,8 @@ impl Trace {
             "<svg width=\"{width}\" height=\"{height}\" viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n\
              <rect width=\"{width}\" height=\"{height}\" fill=\"#FFFFFF\"/>\n"
         );
-        // A colour a name, in the order in which they come.
-        let mut names: Vec<&str> = Vec::new();
+        // A colour a kind, in the order in which they come.
+        let mut kinds: Vec<&str> = Vec::new();
         for (i, track) in self.tracks.iter().enumerate() {
             let y = TRACK * i as f64;
             svg += &format!(
@@ -159,10 +175,9 @@ impl Trace {
                 if right < left {
                     continue;
                 }
-                let kind = slice.name.split([' ', ':', '(']).next().unwrap_or(&slice.name);
-                let colour = names.iter().position(|name| *name == kind).unwrap_or_else(|| {
-                    names.push(kind);
-                    names.len() - 1
+                let colour = kinds.iter().position(|kind| *kind == slice.kind).unwrap_or_else(|| {
+                    kinds.push(&slice.kind);
+                    kinds.len() - 1
                 });
                 let (x, w) = (LEFT + (left - start) * scale, ((right - left) * scale).max(0.5));
                 svg += &format!(
@@ -207,7 +222,7 @@ mod tests {
 
     const TRACE: &str = r#"{"displayTimeUnit": "ns", "traceEvents": [
         {"ph": "M", "name": "thread_name", "pid": 1, "tid": 2, "args": {"name": "FFN <&"}},
-        {"ph": "X", "name": "W1", "pid": 1, "tid": 2, "ts": 10.0, "dur": 4.0, "args": {"shape": "128"}},
+        {"ph": "X", "name": "0 W1", "cat": "W1", "pid": 1, "tid": 2, "ts": 10.0, "dur": 4.0, "args": {"shape": "128"}},
         {"ph": "X", "name": "QKV", "pid": 1, "tid": 1, "ts": 10.5, "dur": 5.5},
         {"ph": "i", "name": "mark", "pid": 1, "tid": 1, "ts": 11}
     ]}"#;
@@ -219,7 +234,10 @@ mod tests {
         let svg = trace.svg();
         let document = roxmltree::Document::parse(&svg).unwrap();
         let titles: Vec<_> = document.descendants().filter(|node| node.has_tag_name("title")).collect();
-        assert_eq!(titles.iter().filter_map(|title| title.text()).collect::<Vec<_>>(), ["QKV, 5.50 µs", "W1, 4.00 µs"]);
+        assert_eq!(
+            titles.iter().filter_map(|title| title.text()).collect::<Vec<_>>(),
+            ["QKV, 5.50 µs", "0 W1, 4.00 µs"]
+        );
         let width = |i: usize| {
             let rect = titles[i].next_sibling_element().unwrap();
             rect.attribute("width").unwrap().parse::<f64>().unwrap()
