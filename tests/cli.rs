@@ -1,6 +1,11 @@
 //! The program as a user runs it: exit codes, messages with their values, data that parses, nothing half-written.
 #![cfg(feature = "cli")]
 
+#[path = "cli/complexity.rs"]
+mod complexity;
+#[path = "cli/report.rs"]
+mod report;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -192,83 +197,6 @@ fn a_small_comparison_gives_a_table_and_files() {
     assert_eq!(markdown.status.code(), Some(0));
     assert_eq!(text(&markdown.stdout).lines().count(), 2 + 6);
     refuses(&["report", &csv], 1, &["r.csv", "no result"]);
-}
-
-#[test]
-fn results_are_drawn_together() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (first, second, svg) = (path("1.json"), path("2.json"), path("plot.svg"));
-    for (seq, file) in [("16", &first), ("24", &second)] {
-        let mut arguments = small(&["--json", file]);
-        *arguments.iter_mut().find(|argument| **argument == "16").unwrap() = seq;
-        let output = paf(&arguments);
-        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    }
-    let output = paf(&["report", &first, &second, "--plot", &svg]);
-    assert_eq!((output.status.code(), text(&output.stdout), text(&output.stderr)), (Some(0), "".into(), "".into()));
-    let drawn = std::fs::read_to_string(&svg).unwrap();
-    let document = roxmltree::Document::parse(&drawn).unwrap();
-    let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).map(str::trim).collect();
-    for part in [
-        "PAF slower",
-        "serial",
-        "two-stream",
-        "1 ×",
-        "16",
-        "24",
-        "hidden_size 64, 2 heads, intermediate_size 128 (paf-post), 2 layers",
-    ] {
-        assert!(texts.contains(&part), "{part:?} is missing in: {texts:?}");
-    }
-    let output = paf(&["report", "--plot", "-", &first, &second]);
-    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), drawn.clone()));
-
-    // Without a plot, a table each.
-    let output = paf(&["report", &first, &second]);
-    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(0), 2 * (2 + 3) + 1));
-
-    // What cannot be drawn, or not there; what was there stays.
-    refuses(&["report", &first, &first, "--plot", &svg], 2, &["two (1 × 16, serial eager)", "expected one"]);
-    refuses(&["report", &first, &path("3.json"), "--plot", &svg], 1, &["cannot read", "3.json"]);
-    refuses(&["report", &svg, "--plot", "-"], 1, &["plot.svg", "no result"]);
-    let gemm = path("gemm.json");
-    std::fs::write(&gemm, r#"{ "schema": "paf-cuda/gemm/1" }"#).unwrap();
-    refuses(&["report", &gemm, "--plot", "-"], 1, &["gemm.json", "paf-cuda/gemm/1", "paf-cuda/speedup/1"]);
-    std::fs::write(&gemm, std::fs::read_to_string(&first).unwrap().replace("saf-post", "another")).unwrap();
-    refuses(&["report", &gemm, "--plot", &svg], 2, &["baseline", "SAF"]);
-    refuses(&["report", &first, "--plot", &path("missing/plot.svg")], 1, &["cannot write", "missing/plot.svg"]);
-    refuses(&["report", "--plot", "-"], 2, &["<FILES>"]);
-    assert_eq!(std::fs::read_to_string(&svg).unwrap(), drawn);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4, "temporary files were left");
-}
-
-#[test]
-fn a_plan_is_reported_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let (speedup, plan) = (folder.path().join("s.json"), folder.path().join("p.json"));
-    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    // What result files of both kinds have in common, and one shape.
-    let mut report = read_json(&speedup);
-    report["schema"] = "paf-cuda/plan/1".into();
-    report["design"] = "paf-post".into();
-    report["budget_s"] = 2.0.into();
-    report["cases"] = serde_json::json!([{
-        "batch": 1, "seq_len": 128, "lengths": null, "packed": false, "tokens": 128,
-        "schedule": "fused", "plan": "fused attention=sm90:rows64", "from_cache": false, "warnings": [],
-        "candidates": [
-            {"schedule": "serial", "plan": "serial", "median_us": 660.0},
-            {"schedule": "fused", "plan": "fused attention=sm90:rows64", "median_us": 400.0},
-        ],
-    }]);
-    std::fs::write(&plan, report.to_string()).unwrap();
-    let output = paf(&["report", plan.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert!(text(&output.stdout).contains("| 1 × 128 | 128 | 0.660 | – | – | – | fused | 0.400 | 1.650 |"));
-    report["schema"] = "paf-cuda/plan/0".into();
-    std::fs::write(&plan, report.to_string()).unwrap();
-    refuses(&["report", plan.to_str().unwrap()], 1, &["paf-cuda/plan/0", "paf-cuda/plan/1"]);
 }
 
 #[test]

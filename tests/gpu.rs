@@ -7,6 +7,9 @@
 mod abi;
 #[path = "gpu/borrowed.rs"]
 mod borrowed;
+#[cfg(feature = "cli")]
+#[path = "gpu/complexity.rs"]
+mod complexity;
 #[path = "gpu/engine.rs"]
 mod engine;
 #[path = "gpu/faults.rs"]
@@ -82,7 +85,7 @@ fn trials(device: &Device) -> Vec<Trial> {
                     .into_iter()
                     .filter(|case| {
                         let planned = case.name.starts_with("gemm") && case.name.contains("planned");
-                        planned || case.name.starts_with("layer") || case.name.starts_with("model")
+                        planned || ["layer", "block", "model"].iter().any(|kind| case.name.starts_with(kind))
                     })
                     .map(|case| trial(format!("portable {}", case.name), case)),
             ),
@@ -116,6 +119,8 @@ fn trials(device: &Device) -> Vec<Trial> {
         }));
     }
     planner::trials(device, &mut trials);
+    #[cfg(feature = "cli")]
+    complexity::trials(device, &mut trials);
     models::trials(device, &mut trials);
     borrowed::trials(device, &mut trials);
     abi::trials(device, &mut trials);

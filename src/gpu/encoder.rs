@@ -16,7 +16,7 @@ use super::norm::MAX_HIDDEN;
 use super::plan::{self, Plan};
 use super::schedule;
 use super::staging::Staging;
-use super::workspace::Workspace;
+use super::workspace::{Branch, Workspace};
 #[cfg(feature = "checkpoint")]
 use crate::checkpoint::Checkpoint;
 use crate::config::{EncoderConfig, LayerConfig, check_dimension};
@@ -225,6 +225,8 @@ fn check_config(config: &LayerConfig) -> Result<()> {
 pub struct Encoder {
     config: EncoderConfig,
     weights: Arc<EncoderWeights>,
+    /// Of each layer this block alone, see [`only`](Self::only).
+    block: Option<Branch>,
 }
 
 impl Encoder {
@@ -255,7 +257,7 @@ impl Encoder {
                 format!("at least {}", config.num_hidden_layers),
             ));
         }
-        Ok(Self { config: config.clone(), weights })
+        Ok(Self { config: config.clone(), weights, block: None })
     }
 
     /// The layers of the checkpoint in `folder`, in Hugging Face's format, on `device` in `dtype`: the stack alone, from
@@ -340,7 +342,29 @@ impl Encoder {
     /// The same stack without the layers after the first `layers`.
     pub(super) fn first_layers(&self, layers: usize) -> Self {
         let num_hidden_layers = layers.min(self.config.num_hidden_layers);
-        Self { config: EncoderConfig { num_hidden_layers, ..self.config.clone() }, weights: self.weights.clone() }
+        let config = EncoderConfig { num_hidden_layers, ..self.config.clone() };
+        Self { config, weights: self.weights.clone(), block: self.block }
+    }
+
+    /// A stack of one block of each layer alone, with its residual sum and norm: what a serial design has one after the other. For
+    /// measuring.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for a parallel design, whose branches have one sum and norm together.
+    #[cfg(any(feature = "cli", test))]
+    pub(crate) fn only(self, block: Branch) -> Result<Self> {
+        if self.config.layer.design.is_parallel() {
+            return Err(Error::Unsupported {
+                what: format!("one block of design {}", self.config.layer.design),
+                remedy: "take the serial design".into(),
+            });
+        }
+        Ok(Self { block: Some(block), ..self })
+    }
+
+    /// Which block alone, if it is not whole layers.
+    pub(super) fn block(&self) -> Option<Branch> {
+        self.block
     }
 
     /// Enqueues the stack on `stream`: `y = layers(x)`, both `[rows, hidden_size]`. Returns at once; the result is

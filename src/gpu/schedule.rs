@@ -55,6 +55,7 @@
 //!   instead of 1.10 at 1 × 512, slower beyond (8 × 512: 6.5 instead of 4.7). Results would no longer be `serial`'s to the bit, and
 //!   `fused` is ahead there.
 
+mod block;
 mod streams;
 
 use streams::{Lane, Streams};
@@ -70,7 +71,7 @@ use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
 use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotation};
-use super::workspace::{Scratch, Workspace};
+use super::workspace::{Branch, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
 use crate::error::Result;
 
@@ -109,7 +110,8 @@ pub(super) unsafe fn forward(
     let early = plan::early_attention(kernels, encoder.device(), config, plan, batch)?;
     let heads = config.num_attention_heads + config.num_key_value_heads;
     let rotation = workspace.rotary().map(|table| Rotation::new(table, batch.sequences(), heads, config.head_dim));
-    let run = Run { config, plan, kernels, batch, attention, early, rotation, scratch, streams };
+    let block = encoder.block();
+    let run = Run { config, plan, kernels, batch, attention, early, rotation, scratch, streams, block };
     let layers = &layers[..encoder.config().num_hidden_layers];
     let enqueue = || {
         run.streams.enter(caller)?;
@@ -121,7 +123,11 @@ pub(super) unsafe fn forward(
             for (i, layer) in layers.iter().enumerate() {
                 // The residual stream lives in y from the first layer's end on: a join reads a row before it writes it.
                 let from = if i == 0 { x } else { y };
-                run.layer(layer, layers.get(i + 1), from, y)?;
+                let next = layers.get(i + 1);
+                match block {
+                    None => run.layer(layer, next, from, y)?,
+                    Some(block) => run.block(block, layer, next, from, y)?,
+                }
             }
         }
         run.streams.leave(caller)
@@ -143,6 +149,8 @@ struct Run<'a> {
     rotation: Option<Rotation>,
     scratch: Scratch,
     streams: Streams<'a>,
+    /// Of each layer this alone.
+    block: Option<Branch>,
 }
 
 impl Run<'_> {
@@ -417,6 +425,9 @@ impl Run<'_> {
     /// The norms of the residual stream that a pre-norm layer's branches read.
     fn norms_of(&self, layer: &DeviceLayer) -> [Option<NormOutput>; 2] {
         let Scratch { normed_1, normed_2, .. } = self.scratch;
+        if self.block == Some(Branch::Ffn) {
+            return [Some(norm_2(layer, normed_1)), None];
+        }
         let two = self.config.design == Design::PafPreNormTwo;
         [Some(norm_1(layer, normed_1)), two.then(|| norm_2(layer, normed_2))]
     }

@@ -17,7 +17,11 @@ use crate::weights::{LayerWeights, random_activations};
 pub(super) const ORACLE_LAYERS: usize = 2;
 
 #[cfg(feature = "cuda")]
-pub(super) use crate::gpu::Plan;
+pub(super) use crate::gpu::{Branch, Plan};
+
+/// Without kernels no block runs alone: there is none to name.
+#[cfg(not(feature = "cuda"))]
+pub(super) type Branch = std::convert::Infallible;
 
 /// Without kernels there is nothing to plan but the schedule.
 #[cfg(not(feature = "cuda"))]
@@ -236,6 +240,27 @@ mod gpu {
             let monitor = machine::Monitor::new(device);
             Ok(Self { device: device.clone(), weights, first_layers, monitor, seed })
         }
+
+        /// The layers of `config`, or of each one block alone.
+        fn stack(&self, config: &EncoderConfig, block: Option<Branch>) -> Result<Encoder> {
+            let encoder = Encoder::new(config, self.weights.clone())?;
+            match block {
+                None => Ok(encoder),
+                Some(block) => encoder.only(block),
+            }
+        }
+
+        /// One block of the first layers of `config`, a serial design's, against the oracle.
+        pub(in super::super) fn check_block_against_oracle(
+            &self,
+            config: &EncoderConfig,
+            block: Branch,
+            plan: Plan,
+            shape: &BatchShape,
+        ) -> Result<Comparison> {
+            let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
+            verify::gpu::block(&self.weights, &self.first_layers, &config, block, plan, false, shape)
+        }
     }
 
     impl Backend for Gpu {
@@ -293,7 +318,7 @@ mod gpu {
             let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
             let x = random_activations(shape.rows(), h, self.seed);
             let x = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
-            let encoders = variants.iter().map(|(_, config)| Encoder::new(config, self.weights.clone()));
+            let encoders = variants.iter().map(|(variant, config)| self.stack(config, variant.block));
             let encoders = encoders.collect::<Result<Vec<_>>>()?;
             // Each its own output and scratch: a graph keeps them, and none finds another's lines in the cache.
             let mut operands = Vec::new();

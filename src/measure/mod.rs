@@ -6,13 +6,17 @@
 
 pub mod attention;
 mod backend;
+pub mod complexity;
+pub mod devices;
 pub mod gemm;
 pub mod kernels;
 mod machine;
 pub mod norm;
+pub mod page;
 pub mod plan;
 pub mod plot;
 pub mod report;
+pub mod results;
 pub mod roofline;
 pub mod speedup;
 pub mod statistics;

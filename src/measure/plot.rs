@@ -3,6 +3,7 @@
 //! What is drawn is collected in `series`, where it goes is decided in `place`, what a point looks like is in `marks`. The
 //! picture depends on the result files alone: coordinates are whole pixels, and text needs no font to be measured.
 
+mod complexity;
 mod marks;
 mod place;
 mod series;
@@ -10,6 +11,7 @@ mod series;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
+pub use self::complexity::complexity;
 use self::marks::{Canvas, Drawn, INK, LABEL_SIZE, LINE_HEIGHT, Legend, TEXT_SIZE, TITLE_SIZE};
 use self::marks::{colour, font, interval, marker, text};
 use self::place::{TokenAxis, extent, side_by_side, text_width};

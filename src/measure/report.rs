@@ -13,6 +13,7 @@ pub use checkpoint::{Checkpoint, WeightFile};
 
 use super::statistics::Median;
 use crate::config::EncoderConfig;
+use crate::verify::Comparison;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/speedup/1";
@@ -192,6 +193,13 @@ pub struct Verified {
     pub relative_l2_bound: f64,
 }
 
+impl Verified {
+    pub(super) fn new(what: String, found: Comparison) -> Self {
+        let Comparison { max_error, bound, relative_l2, relative_l2_bound, .. } = found;
+        Self { what, max_error, bound, relative_l2, relative_l2_bound }
+    }
+}
+
 /// One way to run the layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
@@ -245,7 +253,7 @@ pub(super) fn json(report: &impl Serialize) -> String {
 }
 
 /// Three significant digits, for rates of a CPU and of a large GPU alike.
-fn significant(x: f64) -> String {
+pub(super) fn significant(x: f64) -> String {
     let digits = 2 - x.abs().max(1e-9).log10().floor() as i32;
     format!("{x:.*}", digits.clamp(0, 9) as usize)
 }

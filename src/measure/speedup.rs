@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::backend::{Backend, Cpu, ORACLE_LAYERS, Plan};
+use super::backend::{Backend, Branch, Cpu, ORACLE_LAYERS, Plan};
 use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
 use super::statistics::{Median, paired_ratio};
@@ -77,12 +77,14 @@ pub(super) struct Variant {
     pub(super) choice: Choice,
     /// Eager or graph.
     pub(super) mode: Mode,
+    /// Of each layer of a serial design this block alone.
+    pub(super) block: Option<Branch>,
 }
 
 impl Variant {
     /// Whether the result is the same to the last bit.
     pub(super) fn agrees_bitwise(&self, other: &Self) -> bool {
-        self.design == other.design && self.plan.agrees_bitwise(&other.plan)
+        self.design == other.design && self.block == other.block && self.plan.agrees_bitwise(&other.plan)
     }
 }
 
@@ -114,7 +116,11 @@ pub enum Weights {
 
 impl Weights {
     /// As many layers as `config` has.
-    fn layers<'a>(&'a self, config: &'a EncoderConfig, seed: u64) -> Box<dyn Iterator<Item = LayerWeights> + 'a> {
+    pub(super) fn layers<'a>(
+        &'a self,
+        config: &'a EncoderConfig,
+        seed: u64,
+    ) -> Box<dyn Iterator<Item = LayerWeights> + 'a> {
         match self {
             Self::Random => Box::new(random_layers(config, seed)),
             #[cfg(feature = "checkpoint")]
@@ -123,7 +129,7 @@ impl Weights {
     }
 
     /// For the report.
-    fn checkpoint(&self) -> Option<report::Checkpoint> {
+    pub(super) fn checkpoint(&self) -> Option<report::Checkpoint> {
         match self {
             Self::Random => None,
             #[cfg(feature = "checkpoint")]
@@ -178,7 +184,7 @@ const ORACLE_TOKENS: usize = 512;
 
 /// What the oracle is asked about, and its name. Sequences do not see each other, so one of them, alone, is enough; of
 /// packed ones those at the beginning, since the others' places must not matter either.
-fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
+pub(super) fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
     if !shape.is_packed() {
         let tokens = shape.length(0).clamp(1, ORACLE_TOKENS);
         return Ok((BatchShape::new(1, tokens)?, format!("1 × {tokens}")));
@@ -207,7 +213,7 @@ fn baseline<'a>(variants: &[(Variant, EncoderConfig)], samples: &'a [Vec<f64>], 
 }
 
 /// Time to plan a design on a shape, however long the comparison then samples: less leaves SAF or PAF less tuned than it can be.
-const PLAN_BUDGET: Duration = Duration::from_secs(2);
+pub(super) const PLAN_BUDGET: Duration = Duration::from_secs(2);
 
 impl Experiment {
     /// SAF, then PAF, in every mode and schedule; what the planner chooses for each design on this shape among them.
@@ -234,7 +240,7 @@ impl Experiment {
         let modes = self.modes.iter().filter(|mode| backend.modes().contains(mode));
         let of_mode = |&mode| {
             let variant = move |(design, choice, plan, config): &(_, _, _, EncoderConfig)| {
-                (Variant { design: *design, plan: *plan, choice: *choice, mode }, config.clone())
+                (Variant { design: *design, plan: *plan, choice: *choice, mode, block: None }, config.clone())
             };
             planned.iter().map(variant).collect::<Vec<_>>()
         };
@@ -315,13 +321,10 @@ impl Experiment {
                 continue;
             }
             let found = backend.check_against_oracle(config, variant.plan, &some)?;
-            verified.push(Verified {
-                what: format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
-                max_error: found.max_error,
-                bound: found.bound,
-                relative_l2: found.relative_l2,
-                relative_l2_bound: found.relative_l2_bound,
-            });
+            verified.push(Verified::new(
+                format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
+                found,
+            ));
         }
         let state_before = backend.state();
         let samples = backend.measure(variants, shape, self.effort, on_round)?;
@@ -414,7 +417,7 @@ mod tests {
     fn the_faster_saf_of_a_mode_is_what_others_are_compared_with() {
         let config = crate::config::preset("minilm-l6").unwrap().config;
         let variant = |design, choice, mode| {
-            (Variant { design, plan: Schedule::Serial.into(), choice, mode }, config.with_design(design))
+            (Variant { design, plan: Schedule::Serial.into(), choice, mode, block: None }, config.with_design(design))
         };
         let (fixed, saf, paf) = (Choice::Fixed(Schedule::Serial), Design::SafPostNorm, Design::PafPostNorm);
         let variants = [

@@ -4,6 +4,7 @@
 //! inputs are NaN; sizes are 1, primes, one off a tile.
 
 mod attention;
+mod block;
 mod embed;
 mod gate;
 mod layer;
@@ -20,6 +21,7 @@ use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
 use crate::gpu::tiles::GEMM_SM90_TILES;
 use crate::gpu::{Batch, Device, Stream, Tensor};
 use crate::weights::{NormWeights, random_activations};
+pub use block::block;
 pub use layer::stack;
 pub use model::check as whole_model;
 pub use model::check as model;
@@ -42,6 +44,7 @@ pub fn cases(device: &Device) -> Vec<Case> {
     cases.extend(embed::cases(device));
     cases.extend(model::cases(device));
     cases.extend(layer::cases(device));
+    cases.extend(block::cases(device));
     cases
 }
 

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 something failed (a wrong result, no driver, no memory, a file that cannot be written); 2 the
 //! command line or the configuration asks for what cannot be.
 
+mod complexity;
 mod doctor;
 #[cfg(feature = "cuda")]
 mod kernels;
@@ -43,6 +44,8 @@ enum Command {
     /// Find the fastest schedule, and variants of its kernels, for each batch shape, by measuring.
     #[cfg(feature = "cuda")]
     Plan(Box<plan::Arguments>),
+    /// Count what attention and FFN cost, predict what running both at once gains on a device, and measure it if it is there.
+    Complexity(Box<complexity::Arguments>),
     /// Measure one kernel family beside what others offer.
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
@@ -54,7 +57,7 @@ enum Command {
     Doctor,
     /// List the models that --model knows, with their dimensions.
     Models,
-    /// Print the tables of result files again, in Markdown, or draw the speedup beside the tokens.
+    /// Print the tables of result files again, in Markdown; draw them; or make one HTML page of a folder of them.
     Report(report::Arguments),
 }
 
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Complexity(arguments) => complexity::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
         #[cfg(feature = "tokenizers")]

@@ -133,10 +133,10 @@ impl ModelArguments {
 /// The batches. Which there are if none is asked for depends on the command.
 #[derive(Debug, Args)]
 pub struct ShapeArguments {
-    /// Batch sizes [default: 1,8; on the CPU 1; for `paf plan` 1, or 64 to 16384 tokens if nothing is asked for]
+    /// Batch sizes [default: 1,8; on the CPU and for `paf complexity` 1; for `paf plan` 1, or 64 to 16384 tokens if nothing is asked for]
     #[arg(long, value_delimiter = ',')]
     batch: Vec<usize>,
-    /// Sequence lengths [default: 128,512; for `paf plan` 128]
+    /// Sequence lengths [default: 128,512; for `paf plan` 128; for `paf complexity` 64 to 8192, doubled]
     #[arg(long, value_delimiter = ',')]
     seq: Vec<usize>,
     /// Valid tokens of each sequence of the batch; the rest is padding.

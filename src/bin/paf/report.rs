@@ -2,73 +2,127 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, gemm, norm, plan, plot, report};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use paf_cuda::measure::page::{self, Content, File};
+use paf_cuda::measure::results::{self, Results};
+use paf_cuda::measure::{complexity, plot, report};
 
-use super::output::{Sink, print};
+use super::output::{Sink, note, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Files that `paf speedup`, `paf plan` or `paf kernels …` wrote with --json.
+    /// Files that `paf speedup`, `paf plan`, `paf complexity` or `paf kernels …` wrote with --json, or folders of such files.
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens: an SVG in a
-    /// file, or on stdout (-).
+    /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens, or one of `paf
+    /// complexity`'s beside its seq_len: an SVG in a file, or on stdout (-).
     #[arg(long, value_name = "FILE|-")]
     plot: Option<PathBuf>,
-}
-
-#[derive(Deserialize)]
-struct Schema {
-    schema: String,
+    /// Write everything as one HTML page, with pictures, timelines (Chrome's trace format) and methods, to a file, or to stdout (-) without the
+    /// tables. It needs no other file and no network.
+    #[arg(long, value_name = "FILE|-", conflicts_with = "plot")]
+    html: Option<PathBuf>,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(sink) = Sink::open(arguments.plot.as_deref())? {
-        let reports: Vec<_> = arguments.files.iter().map(|path| speedup(path)).collect::<Result<_>>()?;
-        return sink.write(&plot::svg(&reports)?);
+        return sink.write(picture(&arguments.files)?);
     }
-    let tables: Vec<_> = arguments.files.iter().map(|path| markdown(path)).collect::<Result<_>>()?;
-    print(&tables.join("\n"))
-}
-
-/// The table of one file, in Markdown.
-fn markdown(path: &Path) -> Result<String> {
-    let (text, schema) = read(path)?;
-    let name = path.display();
-    Ok(match schema.as_str() {
-        report::SCHEMA => parse::<report::Report>(&text, path)?.markdown(),
-        gemm::SCHEMA => parse::<gemm::Report>(&text, path)?.markdown(),
-        attention::SCHEMA => parse::<attention::Report>(&text, path)?.markdown(),
-        norm::SCHEMA => parse::<norm::Report>(&text, path)?.markdown(),
-        plan::SCHEMA => parse::<plan::Report>(&text, path)?.markdown(),
-        _ => bail!(
-            "{name} has schema {schema:?}, this build reads {:?}",
-            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, plan::SCHEMA]
-        ),
-    })
-}
-
-/// A result of `paf speedup`.
-fn speedup(path: &Path) -> Result<report::Report> {
-    let (text, schema) = read(path)?;
-    if schema != report::SCHEMA {
-        bail!("{} has schema {schema:?}, a plot is made of {:?}", path.display(), report::SCHEMA);
+    let sink = Sink::open(arguments.html.as_deref())?;
+    let files = files(&arguments.files)?;
+    let tables: Vec<_> = files.iter().filter_map(table).collect();
+    let text = tables.join("\n");
+    let Some(sink) = sink else { return print(&text) };
+    let html = page::html(&files)?;
+    if !sink.is_stdout() {
+        print(&text)?;
     }
-    parse(&text, path)
+    sink.write(html)
 }
 
-/// A file's text and its schema.
-fn read(path: &Path) -> Result<(String, String)> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let Schema { schema } = parse(&text, path)?;
-    Ok((text, schema))
+/// The files that are named, and those of the folders that are.
+fn files(paths: &[PathBuf]) -> Result<Vec<File>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            files.extend(folder(path)?);
+        } else {
+            files.push(file(path)?);
+        }
+    }
+    Ok(files)
 }
 
-fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
-    serde_json::from_str(text)
-        .with_context(|| format!("{} is no result of `paf speedup`, `paf plan` or `paf kernels`", path.display()))
+/// The JSON files of a folder, by name; those that hold no results are said to.
+fn folder(path: &Path) -> Result<Vec<File>> {
+    let entries = std::fs::read_dir(path).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+    let entries = entries.with_context(|| format!("cannot read {}", path.display()))?;
+    let mut paths: Vec<_> = entries.iter().map(std::fs::DirEntry::path).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
+    paths.sort();
+    let mut files = Vec::new();
+    for path in &paths {
+        let file = File::read(name(path), &read(path)?);
+        if let Content::Other(why) = &file.content {
+            note(&format!("{} is not shown: it {why}", path.display()));
+        }
+        files.push(file);
+    }
+    if !files.iter().any(|file| matches!(file.content, Content::Results(_))) {
+        bail!(
+            "{} has no result files, which `paf speedup`, `paf plan`, `paf complexity` and `paf kernels` write with --json FILE.json",
+            path.display()
+        );
+    }
+    Ok(files)
+}
+
+/// A file that is named: it has to hold something.
+fn file(path: &Path) -> Result<File> {
+    let file = File::read(name(path), &read(path)?);
+    match file.content {
+        Content::Other(why) => bail!("{} {why}", path.display()),
+        _ => Ok(file),
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The table of one file, in Markdown; of a timeline, what there is on it.
+fn table(file: &File) -> Option<String> {
+    match &file.content {
+        Content::Results(results) => Some(results.markdown()),
+        Content::Trace(trace) => Some(format!("{}: {}\n", file.name, trace.summary())),
+        Content::Other(_) => None,
+    }
+}
+
+/// The ratios of all files, or blocks and layers of one.
+fn picture(paths: &[PathBuf]) -> Result<String> {
+    let mut speedups = Vec::new();
+    for path in paths {
+        let text = read(path)?;
+        let schema = results::schema(&text).map_err(|error| anyhow!("{} {error}", path.display()))?;
+        if schema != report::SCHEMA && !(schema == complexity::SCHEMA && paths.len() == 1) {
+            bail!(
+                "{} has schema {schema:?}, a plot is made of files of {:?}, or of one of {:?}",
+                path.display(),
+                report::SCHEMA,
+                complexity::SCHEMA
+            );
+        }
+        match Results::parse(&text).map_err(|error| anyhow!("{} {error}", path.display()))? {
+            Results::Speedup(report) => speedups.push(report),
+            Results::Complexity(report) => return Ok(plot::complexity(&report)?),
+            _ => unreachable!("the schema is one of these two"),
+        }
+    }
+    Ok(plot::svg(&speedups)?)
 }

@@ -1,6 +1,7 @@
 //! What is put on the canvas: text, markers, intervals, and the legend that explains them.
 
 use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
@@ -82,10 +83,27 @@ pub(super) fn text(
 
 /// What stands before a text of the legend.
 #[derive(Clone, Copy)]
-enum Symbol {
+pub(super) enum Symbol {
     None,
     Interval,
-    Marker { index: usize, colour: RGBColor, filled: bool },
+    Marker {
+        index: usize,
+        colour: RGBColor,
+        filled: bool,
+    },
+    /// A piece of a line, dashed or not.
+    Line {
+        dashed: bool,
+    },
+}
+
+/// A line from point to point, of dashes if it is `dashed`.
+pub(super) fn line(canvas: &Canvas, points: Vec<(i32, i32)>, colour: RGBColor, dashed: bool) -> Drawn {
+    if dashed {
+        canvas.draw(&DashedPathElement::new(points, 8, 5, colour))
+    } else {
+        canvas.draw(&PathElement::new(points, colour))
+    }
 }
 
 /// What colours and markers mean, in lines.
@@ -115,8 +133,13 @@ impl Legend {
             (marker(0, INK, false), "reaches 1 or less: PAF does not win".to_owned()),
         ];
 
+        Self::of(vec![by_colour, by_outline, by_interval], width)
+    }
+
+    /// Groups of entries, each group on lines of its own.
+    pub(super) fn of(groups: Vec<Vec<(Symbol, String)>>, width: i32) -> Self {
         let (mut entries, mut y) = (Vec::new(), Self::LINE_HEIGHT / 2);
-        for group in [by_colour, by_outline, by_interval] {
+        for group in groups {
             let mut x = 0;
             for (symbol, text) in group {
                 let needed = Self::symbol_width(symbol) + text_width(&text, TEXT_SIZE, false).ceil() as i32;
@@ -144,6 +167,7 @@ impl Legend {
                 Symbol::None => {}
                 Symbol::Interval => interval(canvas, middle, (y - 7, y + 7), INK)?,
                 Symbol::Marker { index, colour, filled } => marker(canvas, (middle, y), index, colour, filled)?,
+                Symbol::Line { dashed } => line(canvas, vec![(x - 6, y), (x + 10, y)], INK, dashed)?,
             }
             text(canvas, entry, (x + Self::symbol_width(*symbol), y), TEXT_SIZE, HPos::Left, INK, false)?;
         }

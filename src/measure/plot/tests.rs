@@ -270,3 +270,107 @@ proptest! {
         check_picture(&svg(&[report("a", cases.collect())]).unwrap());
     }
 }
+
+mod blocks {
+    use super::*;
+    use crate::config::{BatchShape, preset};
+    use crate::dtype::Dtype;
+    use crate::measure::complexity::{self, Experiment, Measured, Row, Subject};
+    use crate::measure::devices;
+    use crate::measure::plot::complexity as svg;
+    use crate::measure::speedup::Weights;
+
+    fn predicted(shapes: &[(usize, usize)]) -> complexity::Report {
+        let config = preset("roberta-large").unwrap().config;
+        let experiment = Experiment {
+            model: Some("<a & \"b\">\u{0}".into()),
+            config: config.with_design(config.layer.design.parallel()),
+            rotary_left_out: false,
+            weights: Weights::Random,
+            dtype: Dtype::Bf16,
+            shapes: shapes.iter().map(|&(batch, seq_len)| BatchShape::new(batch, seq_len).unwrap()).collect(),
+        };
+        experiment.predict(&devices::known("h200").unwrap()).unwrap()
+    }
+
+    fn measured(shapes: &[(usize, usize)]) -> complexity::Report {
+        let mut report = predicted(shapes);
+        report.run.machine.device = Some("]]>\u{1b}<!--".into());
+        for case in &mut report.cases {
+            let spread = |us: f64| Spread { median: us, low: us * 0.98, high: us * 1.03, confidence: 0.97 };
+            let row = |subject, us: f64| Row {
+                subject,
+                plan: "serial".into(),
+                samples_us: vec![us],
+                median_us: spread(us),
+                overlap: None,
+                saf_over_this: Some(spread(70.0 / us)),
+            };
+            let of = [
+                (Subject::Attention, 30.0),
+                (Subject::Ffn, 40.0),
+                (Subject::Saf, 70.0),
+                (Subject::TwoStream, 80.0),
+                (Subject::Auto, 50.0),
+            ];
+            let rows = of.map(|(subject, us)| row(subject, us)).to_vec();
+            case.measured = Some(Measured { verified: Vec::new(), state_before: None, state_after: None, rows });
+        }
+        report
+    }
+
+    const MANY: [(usize, usize); 8] =
+        [(1, 64), (1, 128), (1, 256), (1, 512), (1, 1024), (1, 2048), (1, 4096), (1, 8192)];
+
+    #[test]
+    fn predictions_are_dashed_and_hollow_measurements_solid_and_filled() {
+        let filled = |document: &str, colour: &str| {
+            document.matches(&format!("r=\"4\" opacity=\"1\" fill=\"{colour}\"")).count()
+        };
+        let document = svg(&predicted(&MANY)).unwrap();
+        check_picture(&document);
+        // Attention's circles: the legend's, and eight that are white inside.
+        assert_eq!((filled(&document, "#0072B2"), filled(&document, "#FFFFFF")), (1, 8));
+        assert!(document.contains("predicted for NVIDIA H200") && !document.contains("measured on"));
+        assert!(document.contains("attention’s FLOPs pass the FFN’s: 2048"));
+        let solid = svg(&measured(&MANY)).unwrap();
+        check_picture(&solid);
+        assert_eq!((filled(&solid, "#0072B2"), filled(&solid, "#FFFFFF")), (1 + 8, 8));
+        assert!(solid.contains("measured on ]]&gt;\u{fffd}&lt;!--"));
+    }
+
+    #[test]
+    fn every_batch_size_has_a_panel() {
+        for report in
+            [predicted(&[(1, 64), (8, 64), (8, 128)]), measured(&[(1, 1)]), measured(&[(3, 17), (3, 1 << 18)])]
+        {
+            let document = svg(&report).unwrap();
+            check_picture(&document);
+            for case in &report.cases {
+                assert!(document.contains(&format!("batch {}", case.batch)), "{}", case.name());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        let refuses = |report: &complexity::Report, part: &str| {
+            let error = svg(report).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { operation: "plot", .. }), "{error:?}");
+            assert!(error.to_string().contains(part), "{error}");
+        };
+        refuses(&predicted(&[]), "number of cases");
+        refuses(&predicted(&[(1, 64), (1, 64)]), "1 × 64");
+        for bad in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e300] {
+            let mut report = predicted(&[(1, 64)]);
+            report.cases[0].predicted.attention_us = bad;
+            refuses(&report, "time");
+            let mut report = measured(&[(1, 64)]);
+            report.cases[0].measured.as_mut().unwrap().rows[4].saf_over_this.as_mut().unwrap().high = bad;
+            refuses(&report, "ratio");
+        }
+        let mut report = predicted(&[(1, 64)]);
+        report.cases[0].seq_len = 0;
+        refuses(&report, "seq_len");
+    }
+}

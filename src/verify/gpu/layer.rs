@@ -102,7 +102,18 @@ pub fn stack(
     graph: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
-    let encoder = Encoder::new(config, weights.clone())?;
+    against_oracle(&Encoder::new(config, weights.clone())?, layers, config, plan, graph, shape)
+}
+
+/// The stack of `encoder` against the oracle's of `config` and `layers`.
+pub(super) fn against_oracle(
+    encoder: &Encoder,
+    layers: &[LayerWeights],
+    config: &EncoderConfig,
+    plan: impl Into<Plan>,
+    graph: bool,
+    shape: &BatchShape,
+) -> Result<Comparison> {
     let (device, dtype, h) = (encoder.device(), encoder.dtype(), config.layer.hidden_size);
     let mut x = random(dtype, shape.rows(), h, 8);
     poison_padding(&mut x, shape, h);

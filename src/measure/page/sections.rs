@@ -1,0 +1,365 @@
+//! What the page says, section by section.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::pictures::figure;
+use super::write::{Escaped, details, list, markdown, table};
+use super::{Content, File, Trace};
+use crate::measure::report::{self, Machine, Report, Run, Variant, shape_name};
+use crate::measure::results::Results;
+use crate::measure::{complexity, plot};
+
+/// A part of the page with a heading.
+pub(super) struct Section {
+    pub(super) id: &'static str,
+    pub(super) title: &'static str,
+    pub(super) body: String,
+}
+
+/// A file that holds results.
+type Named<'a> = (&'a str, &'a Results);
+
+fn results(files: &[File]) -> impl Iterator<Item = Named<'_>> {
+    files.iter().filter_map(|file| match &file.content {
+        Content::Results(results) => Some((file.name.as_str(), &**results)),
+        _ => None,
+    })
+}
+
+fn traces(files: &[File]) -> impl Iterator<Item = (&str, &Trace)> {
+    files.iter().filter_map(|file| match &file.content {
+        Content::Trace(trace) => Some((file.name.as_str(), trace)),
+        _ => None,
+    })
+}
+
+fn speedups(files: &[File]) -> impl Iterator<Item = (&str, &Report)> {
+    results(files).filter_map(|(name, results)| match results {
+        Results::Speedup(report) => Some((name, report)),
+        _ => None,
+    })
+}
+
+/// Every section that has something to say.
+pub(super) fn all(files: &[File]) -> Vec<Section> {
+    let of = |id, title, body| Section { id, title, body };
+    let kernels = |results: &Results| matches!(results, Results::Gemm(_) | Results::Attention(_) | Results::Norm(_));
+    let sections = vec![
+        of("speedup", "Speedup of PAF over SAF", speedup(files)),
+        of("losses", "Where PAF does not win", losses(files)),
+        of("complexity", "Predicted beside measured", predicted(files)),
+        of("timelines", "Timelines", timelines(files)),
+        of("kernels", "Kernels beside their peers", tables(files, kernels)),
+        of("plans", "What the planner chose", tables(files, |results| matches!(results, Results::Plan(_)))),
+        of("machines", "Machines", machines(files)),
+        of("files", "Files and methods", sources(files)),
+    ];
+    sections.into_iter().filter(|section| !section.body.is_empty()).collect()
+}
+
+/// The page in a sentence.
+pub(super) fn summary(files: &[File]) -> String {
+    let measured = results(files).filter(|(_, results)| match results {
+        Results::Complexity(report) => report.is_measured(),
+        _ => true,
+    });
+    let mut devices: Vec<&str> = measured.map(|(_, results)| device(&results.run().machine)).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    let on = if devices.is_empty() { String::new() } else { format!(", measured on {}", devices.join(", ")) };
+    let days: Vec<String> = results(files).map(|(_, results)| date(results.run())).collect();
+    let (first, last) =
+        (days.iter().min().cloned().unwrap_or_default(), days.iter().max().cloned().unwrap_or_default());
+    let when = if first == last { first } else { format!("{first} to {last}") };
+    format!(
+        "From {} result files, {when}{on}. In the parallel design (PAF) attention and FFN of a layer run at once; in the serial one \
+         (SAF) the FFN waits for attention. Ratios are SAF’s time over PAF’s: above 1 PAF is faster.",
+        results(files).count()
+    )
+}
+
+fn device(machine: &Machine) -> &str {
+    machine.device.as_deref().unwrap_or(&machine.cpu)
+}
+
+/// Year, month and day in UTC.
+fn date(run: &Run) -> String {
+    // Beyond the year 9999 is no date of a measurement.
+    let time = UNIX_EPOCH + Duration::from_secs(run.unix_time_s.min(253_402_300_799));
+    humantime::format_rfc3339_seconds(time).to_string().chars().take(10).collect()
+}
+
+/// The model in words: its name, or the checkpoint's, or its dimensions.
+fn model(report: &Report) -> String {
+    let name = report.checkpoint.as_ref().map(|checkpoint| checkpoint.name.clone()).or_else(|| report.model.clone());
+    let config = &report.config;
+    name.unwrap_or_else(|| {
+        format!("hidden_size {}, intermediate_size {}", config.hidden_size, config.intermediate_size)
+    })
+}
+
+/// The results at a glance, pictures, and every file's table.
+fn speedup(files: &[File]) -> String {
+    let mut glance: Vec<_> = speedups(files).flat_map(|(_, report)| best(report)).collect();
+    if glance.is_empty() {
+        return String::new();
+    }
+    glance.sort_by(|a, b| a.0.cmp(&b.0));
+    let columns =
+        ["model", "batch × seq", "SAF / PAF", "PAF is", "SAF, ms", "PAF, ms", "PAF’s schedule", "mode", "device"];
+    let rows = glance.into_iter().map(|(_, cells)| cells);
+    let mut html = table("The faster SAF beside the fastest PAF, each mode and batch shape", columns, rows);
+    html += &pictures(files);
+    html += "<h3>All that was measured</h3>\n";
+    for (name, report) in speedups(files) {
+        let title = format!("{}, {} on {}", model(report), report.dtype, device(&report.run.machine));
+        html += &details(&format!("{name}: {title}"), &markdown(&report.markdown(), &title));
+    }
+    html
+}
+
+/// SAF, and the fastest PAF, of each shape and mode: cells, and by what they are sorted.
+fn best(report: &Report) -> Vec<((String, String, usize), [String; 9])> {
+    let fastest = |case: &report::Case, mode: &str, parallel: bool| -> Option<Variant> {
+        let of = case.variants.iter().filter(|v| v.mode == mode && v.design.starts_with("paf") == parallel);
+        of.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median)).cloned()
+    };
+    let mut rows = Vec::new();
+    for case in &report.cases {
+        let mut modes: Vec<&str> = case.variants.iter().map(|variant| variant.mode.as_str()).collect();
+        modes.sort_unstable();
+        modes.dedup();
+        for mode in modes {
+            let (Some(saf), Some(paf)) = (fastest(case, mode, false), fastest(case, mode, true)) else { continue };
+            let ms = |variant: &Variant| format!("{:.3}", variant.median_us.median / 1e3);
+            let ratio = paf.speedup_over_saf;
+            let (model, device) = (model(report), device(&report.run.machine).to_owned());
+            let tokens = case.lengths.as_ref().map_or_else(
+                || case.batch.saturating_mul(case.seq_len),
+                |lengths| lengths.iter().fold(0, |sum: usize, &length| sum.saturating_add(length)),
+            );
+            let cells = [
+                model.clone(),
+                shape_name(case.batch, case.seq_len, case.packed),
+                format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
+                verdict(ratio).to_owned(),
+                ms(&saf),
+                ms(&paf),
+                paf.schedule_name(),
+                mode.to_owned(),
+                device.clone(),
+            ];
+            rows.push(((model, device, tokens), cells));
+        }
+    }
+    rows
+}
+
+/// What an interval of SAF over PAF says.
+fn verdict(ratio: report::Spread) -> &'static str {
+    match (ratio.low, ratio.high) {
+        (low, _) if low > 1.0 => "faster",
+        (_, high) if high < 1.0 => "slower",
+        _ => "no different",
+    }
+}
+
+/// A picture for each model on each device, folded if it has but one shape; files of one are drawn together.
+fn pictures(files: &[File]) -> String {
+    let mut groups: Vec<(String, Vec<Report>)> = Vec::new();
+    for (_, report) in speedups(files) {
+        let name = format!("{} on {}", model(report), device(&report.run.machine));
+        match groups.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, reports)) => reports.push(report.clone()),
+            None => groups.push((name, vec![report.clone()])),
+        }
+    }
+    // Those with the most shapes first.
+    let shapes = |reports: &[Report]| reports.iter().map(|report| report.cases.len()).sum::<usize>();
+    groups.sort_by_key(|(_, reports)| std::cmp::Reverse(shapes(reports)));
+    let picture = |(name, reports): &(String, Vec<Report>)| match plot::svg(reports) {
+        Ok(svg) => {
+            let title = format!("Speedup beside tokens: {name}");
+            let caption = format!(
+                "{name}: SAF’s time over PAF’s beside the tokens of the batch. Filled markers: the whole interval is above 1; in the \
+                 tinted region PAF is slower."
+            );
+            let figure = figure(&svg, &title, &caption);
+            if shapes(reports) > 1 { figure } else { details(&title, &figure) }
+        }
+        Err(error) => format!("<p>{}</p>\n", Escaped(&format!("No picture of {name}: {error}"))),
+    };
+    groups.iter().map(picture).collect()
+}
+
+/// Warnings: where the parallel design loses or makes no difference.
+fn losses(files: &[File]) -> String {
+    let mut html = String::new();
+    for (name, report) in speedups(files) {
+        let lines = report.losses();
+        if !lines.is_empty() {
+            let title = format!("{} on {} ({name}): {} rows", model(report), device(&report.run.machine), lines.len());
+            html += &details(&title, &list(&lines));
+        }
+    }
+    if html.is_empty() || speedups(files).next().is_none() {
+        return html;
+    }
+    let lead =
+        "Rows whose interval of SAF / PAF lies below 1 or reaches it: single schedules, beside the fastest ones above.";
+    format!("<p>{}</p>\n{html}", Escaped(lead))
+}
+
+/// Predictions with their pictures, and how far they are from what was measured.
+fn predicted(files: &[File]) -> String {
+    let mut html = String::new();
+    let reports = results(files).filter_map(|(name, results)| match results {
+        Results::Complexity(report) => Some((name, report)),
+        _ => None,
+    });
+    for (name, report) in reports {
+        let title = format!("{} on {}", report.model.as_deref().unwrap_or("custom dimensions"), report.device.name);
+        html += &format!("<h3>{}</h3>\n", Escaped(&title));
+        html += &list(report.errors().iter().map(|error| format!("Error of the prediction: {error}")));
+        html += &beside(files, report, &title);
+        html += &match plot::complexity(report) {
+            Ok(svg) => figure(&svg, &format!("Blocks beside seq_len: {title}"), &complexity_caption(report)),
+            Err(error) => format!("<p>{}</p>\n", Escaped(&format!("No picture: {error}"))),
+        };
+        html += &details(&format!("{name}: tables"), &markdown(&report.markdown(), &title));
+    }
+    html
+}
+
+/// Predicted ratios beside those that `paf speedup` has measured of the same layers on the same device, as graphs.
+fn beside(files: &[File], report: &complexity::Report, title: &str) -> String {
+    let is_same = |other: &Report| {
+        let dimensions = |config: &report::Config| {
+            let heads = (config.num_attention_heads, config.num_key_value_heads.unwrap_or(config.num_attention_heads));
+            (config.hidden_size, heads, config.head_dim, config.intermediate_size, config.gated, config.causal)
+        };
+        let device = other.run.machine.device.as_deref() == Some(&report.device.name);
+        device && other.dtype == report.dtype && dimensions(&other.config) == dimensions(&report.config)
+    };
+    let mut rows = Vec::new();
+    for (name, other) in speedups(files).filter(|(_, other)| is_same(other)) {
+        for case in report.cases.iter().filter(|case| case.lengths.is_none()) {
+            let alike = |of: &&report::Case| (of.batch, of.seq_len, &of.lengths) == (case.batch, case.seq_len, &None);
+            let Some(measured) = other.cases.iter().find(alike) else { continue };
+            let of_design = |v: &&Variant| v.mode == "graph" && v.design == report.design;
+            let by_time = |a: &&Variant, b: &&Variant| a.median_us.median.total_cmp(&b.median_us.median);
+            let Some(paf) = measured.variants.iter().filter(of_design).min_by(by_time) else { continue };
+            let (predicted, ratio) = (&case.predicted, paf.speedup_over_saf);
+            rows.push([
+                case.name(),
+                format!("{:.3}", predicted.saf_over_paf),
+                format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
+                format!("{:+.1} %", (predicted.saf_over_paf / ratio.median - 1.0) * 100.0),
+                format!("{:.2}", predicted.paf_us),
+                format!("{:.2}", paf.median_us.median / other.config.num_hidden_layers as f64),
+                name.to_owned(),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let columns = [
+        "batch × seq",
+        "SAF / PAF, predicted",
+        "measured",
+        "error",
+        "PAF, µs a layer, predicted",
+        "measured",
+        "measured in",
+    ];
+    table(&format!("{title}: predicted beside measured; error is predicted / measured ratio − 1"), columns, rows)
+}
+
+fn complexity_caption(report: &complexity::Report) -> String {
+    let measured = if report.is_measured() { " Filled and solid: measured." } else { " Nothing here was measured." };
+    format!(
+        "Times of a layer’s blocks, and SAF’s time over PAF’s. Hollow and dashed: predicted for {}, the least that it allows where branches \
+         share it.{measured}",
+        report.device.name
+    )
+}
+
+fn timelines(files: &[File]) -> String {
+    let mut html = String::new();
+    for (name, trace) in traces(files) {
+        html += &format!("<h3>{}</h3>\n", Escaped(name));
+        html += &figure(&trace.svg(), &format!("Timeline: {name}"), &format!("{name}: {}.", trace.summary()));
+        if let Some(svg) = trace.beginning() {
+            html += &figure(&svg, &format!("Beginning of the timeline: {name}"), "Its beginning, larger.");
+        }
+    }
+    html
+}
+
+/// The tables of some files.
+fn tables(files: &[File], wanted: impl Fn(&Results) -> bool) -> String {
+    let mut html = String::new();
+    for (name, results) in results(files).filter(|(_, results)| wanted(results)) {
+        let (what, of) = match results {
+            Results::Gemm(_) => ("GEMM beside cuBLASLt", "time of cuBLASLt over ours"),
+            Results::Attention(_) => ("Attention beside PyTorch", "time of PyTorch’s back ends over ours"),
+            Results::Norm(_) => ("The join beside a copy", "rate over that of a device-to-device copy"),
+            _ => ("Schedules", "time of each schedule, and of the choice"),
+        };
+        html += &format!("<h3>{}</h3>\n", Escaped(&format!("{what}, {}", device(&results.run().machine))));
+        html += &markdown(&results.markdown(), &format!("{name}: {of}"));
+    }
+    html
+}
+
+fn machines(files: &[File]) -> String {
+    let mut machines: Vec<&Machine> = Vec::new();
+    for (_, results) in results(files) {
+        let machine = &results.run().machine;
+        if !machines.contains(&machine) {
+            machines.push(machine);
+        }
+    }
+    let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "–".to_owned());
+    let rows = machines.into_iter().map(|machine| {
+        [
+            machine.device.clone().unwrap_or_else(|| "no GPU".to_owned()),
+            or(&machine.compute_capability),
+            machine.multiprocessors.map_or_else(|| "–".to_owned(), |count| count.to_string()),
+            or(&machine.driver),
+            or(&machine.cuda_driver_version),
+            format!("{}, {} threads", machine.cpu, machine.cpu_threads),
+        ]
+    });
+    table("What it ran on", ["device", "capability", "multiprocessors", "driver", "CUDA of the driver", "host"], rows)
+}
+
+/// Every file with its build and date, how it was measured, and what is not shown.
+fn sources(files: &[File]) -> String {
+    let rows = results(files).map(|(name, results)| {
+        let run = results.run();
+        let revision = run.git_revision.clone().unwrap_or_else(|| "not known".to_owned());
+        [name.to_owned(), run.schema.clone(), date(run), run.version.clone(), revision]
+    });
+    let mut html = table("Result files", ["file", "schema", "date (UTC)", "version", "git revision"], rows);
+    let mut methods: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, results) in results(files) {
+        match methods.iter_mut().find(|(method, _)| *method == results.method()) {
+            Some((_, names)) => names.push(name),
+            None => methods.push((results.method(), vec![name])),
+        }
+    }
+    for (method, names) in methods {
+        html += &details(&format!("Method of {}", names.join(", ")), &format!("<p>{}</p>\n", Escaped(method)));
+    }
+    let other = files.iter().filter_map(|file| match &file.content {
+        Content::Other(why) => Some([file.name.clone(), why.clone()]),
+        _ => None,
+    });
+    let other: Vec<_> = other.collect();
+    if !other.is_empty() {
+        html += &format!("<div class=\"wrap\">\n{}</div>\n", table("Files that are not shown", ["file", "why"], other));
+    }
+    html
+}

@@ -1,0 +1,121 @@
+//! `paf report`: tables, pictures, and the page of a folder.
+
+use super::*;
+
+#[test]
+fn results_are_drawn_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (first, second, svg) = (path("1.json"), path("2.json"), path("plot.svg"));
+    for (seq, file) in [("16", &first), ("24", &second)] {
+        let mut arguments = small(&["--json", file]);
+        *arguments.iter_mut().find(|argument| **argument == "16").unwrap() = seq;
+        let output = paf(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    let output = paf(&["report", &first, &second, "--plot", &svg]);
+    assert_eq!((output.status.code(), text(&output.stdout), text(&output.stderr)), (Some(0), "".into(), "".into()));
+    let drawn = std::fs::read_to_string(&svg).unwrap();
+    let document = roxmltree::Document::parse(&drawn).unwrap();
+    let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).map(str::trim).collect();
+    for part in [
+        "PAF slower",
+        "serial",
+        "two-stream",
+        "1 ×",
+        "16",
+        "24",
+        "hidden_size 64, 2 heads, intermediate_size 128 (paf-post), 2 layers",
+    ] {
+        assert!(texts.contains(&part), "{part:?} is missing in: {texts:?}");
+    }
+    let output = paf(&["report", "--plot", "-", &first, &second]);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), drawn.clone()));
+
+    // Without a plot, a table each.
+    let output = paf(&["report", &first, &second]);
+    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(0), 2 * (2 + 3) + 1));
+
+    // What cannot be drawn, or not there; what was there stays.
+    refuses(&["report", &first, &first, "--plot", &svg], 2, &["two (1 × 16, serial eager)", "expected one"]);
+    refuses(&["report", &first, &path("3.json"), "--plot", &svg], 1, &["cannot read", "3.json"]);
+    refuses(&["report", &svg, "--plot", "-"], 1, &["plot.svg", "no result"]);
+    let gemm = path("gemm.json");
+    std::fs::write(&gemm, r#"{ "schema": "paf-cuda/gemm/1" }"#).unwrap();
+    refuses(&["report", &gemm, "--plot", "-"], 1, &["gemm.json", "paf-cuda/gemm/1", "paf-cuda/speedup/1"]);
+    std::fs::write(&gemm, std::fs::read_to_string(&first).unwrap().replace("saf-post", "another")).unwrap();
+    refuses(&["report", &gemm, "--plot", &svg], 2, &["baseline", "SAF"]);
+    refuses(&["report", &first, "--plot", &path("missing/plot.svg")], 1, &["cannot write", "missing/plot.svg"]);
+    refuses(&["report", "--plot", "-"], 2, &["<FILES>"]);
+    assert_eq!(std::fs::read_to_string(&svg).unwrap(), drawn);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4, "temporary files were left");
+}
+
+#[test]
+fn a_folder_becomes_one_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let here = folder.path().to_str().unwrap();
+    // An empty folder, and one without results, are refused, and no page is left.
+    refuses(&["report", here, "--html", &path("page.html")], 1, &[here, "no result files", "--json"]);
+    std::fs::write(path("other.json"), "{}").unwrap();
+    refuses(&["report", here], 1, &["other.json is not shown", "no result files"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+
+    let speedup = paf(&small(&["--json", &path("speedup.json")]));
+    assert_eq!(speedup.status.code(), Some(0), "{}", text(&speedup.stderr));
+    let complexity = paf(&["complexity", "--device", "l40s", "--seq", "64", "--json", &path("complexity.json")]);
+    assert_eq!(complexity.status.code(), Some(0), "{}", text(&complexity.stderr));
+    let trace = r#"{"traceEvents": [{"ph": "X", "name": "W1", "pid": 0, "tid": 1, "ts": 0, "dur": 3.5}]}"#;
+    std::fs::write(path("one-trace.json"), trace).unwrap();
+    let output = paf(&["report", here, "--html", &path("page.html")]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("other.json is not shown"));
+    // The tables as ever, and the page with all of them, and what is not shown.
+    let tables = paf(&["report", &path("complexity.json"), &path("one-trace.json"), &path("speedup.json")]);
+    assert_eq!(text(&output.stdout), text(&tables.stdout));
+    assert!(text(&tables.stdout).contains("one-trace.json: 3.50 µs on 1 tracks"));
+    let page = std::fs::read_to_string(path("page.html")).unwrap();
+    let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
+    let document = roxmltree::Document::parse_with_options(&page, options).unwrap();
+    let texts: Vec<_> = document.descendants().filter_map(|node| node.text()).map(str::trim).collect();
+    for part in
+        ["other.json", "complexity.json", "speedup.json", "two-stream", "Timeline: one-trace.json", "W1, 3.50 µs"]
+    {
+        assert!(texts.contains(&part), "{part:?} is missing in: {texts:?}");
+    }
+    let on_stdout = paf(&["report", "--html", "-", here]);
+    assert_eq!((on_stdout.status.code(), text(&on_stdout.stdout)), (Some(0), page));
+    refuses(&["report", &path("other.json"), "--html", "-"], 1, &["other.json", "no result"]);
+    refuses(&["report", here, "--html", "-", "--plot", "-"], 2, &["--html", "--plot"]);
+    refuses(&["report", here, "--html", &path("missing/page.html")], 1, &["cannot write", "missing/page.html"]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 5, "temporary files were left");
+}
+
+#[test]
+fn a_plan_is_reported_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, plan) = (folder.path().join("s.json"), folder.path().join("p.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What result files of both kinds have in common, and one shape.
+    let mut report = read_json(&speedup);
+    report["schema"] = "paf-cuda/plan/1".into();
+    report["design"] = "paf-post".into();
+    report["budget_s"] = 2.0.into();
+    report["cases"] = serde_json::json!([{
+        "batch": 1, "seq_len": 128, "lengths": null, "packed": false, "tokens": 128,
+        "schedule": "fused", "plan": "fused attention=sm90:rows64", "from_cache": false, "warnings": [],
+        "candidates": [
+            {"schedule": "serial", "plan": "serial", "median_us": 660.0},
+            {"schedule": "fused", "plan": "fused attention=sm90:rows64", "median_us": 400.0},
+        ],
+    }]);
+    std::fs::write(&plan, report.to_string()).unwrap();
+    let output = paf(&["report", plan.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("| 1 × 128 | 128 | 0.660 | – | – | – | fused | 0.400 | 1.650 |"));
+    report["schema"] = "paf-cuda/plan/0".into();
+    std::fs::write(&plan, report.to_string()).unwrap();
+    refuses(&["report", plan.to_str().unwrap()], 1, &["paf-cuda/plan/0", "paf-cuda/plan/1"]);
+}
