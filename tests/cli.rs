@@ -1,6 +1,9 @@
 //! The program as a user runs it: exit codes, messages with their values, data that parses, nothing half-written.
 #![cfg(feature = "cli")]
 
+#[path = "cli/evidence.rs"]
+mod evidence;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 

@@ -30,6 +30,12 @@ pub struct Row {
 }
 
 impl Row {
+    /// Who, and what, for a line about it.
+    pub(super) fn name(&self) -> String {
+        let overlapped = if self.overlap { " overlapped" } else { "" };
+        format!("{} {}{overlapped}", self.variant.as_deref().unwrap_or(&self.by), self.what)
+    }
+
     /// The cells of a table: the case, what, by, µs, TFLOP/s, share of the peak, ratio to the peer.
     pub(super) fn cells(&self, case: &str) -> [String; 7] {
         let absent = || "–".to_owned();
@@ -80,11 +86,15 @@ pub(super) use on_device::{Label, OURS, Timer, rows};
 
 #[cfg(feature = "cuda")]
 mod on_device {
+    use std::time::Duration;
+
     use super::Row;
     use crate::error::{Error, Result};
     use crate::gpu::{Event, Graph, Stream};
+    use crate::measure::plant;
     use crate::measure::report::Spread;
     use crate::measure::statistics::{Median, paired_ratio};
+    use crate::measure::timing::Candidate;
 
     pub const OURS: &str = "paf-cuda";
 
@@ -144,13 +154,21 @@ mod on_device {
             Ok(Self { stream, start: Event::new_timing(device)?, end: Event::new_timing(device)? })
         }
 
-        /// Device time of one launch, µs, of a graph that holds so many of them, once it has run.
-        pub fn replay(&self, graph: &Graph<'_>, launches: usize) -> Result<f64> {
+        /// Device time of one launch, µs, of a graph that holds so many of them, once it has run; after it the stream is kept busy for
+        /// `extra`, if there is any.
+        pub fn replay(&self, graph: &Graph<'_>, launches: usize, extra: Option<Duration>) -> Result<f64> {
             self.start.record(self.stream)?;
             graph.launch(self.stream)?;
+            extra.map_or(Ok(()), |extra| self.stream.hold_back(extra))?;
             self.end.record(self.stream)?;
             self.end.synchronize()?;
             Ok(self.end.elapsed_us_since(&self.start)? / launches as f64)
+        }
+
+        /// The replays of a graph, as something to be sampled, by the name under which tests may slow it down.
+        pub fn candidate<'b>(&'b self, name: &str, graph: &'b Graph<'_>, launches: usize) -> Result<Candidate<'b>> {
+            let extra = plant::extra(name, || self.replay(graph, launches, None))?.map(|extra| extra * launches as u32);
+            Ok(Box::new(move || self.replay(graph, launches, extra)))
         }
     }
 }

@@ -2,18 +2,24 @@
 //!
 //! Everything is verified before it is timed ([`speedup`]); samples of the things compared are interleaved, and ratios are
 //! paired ([`timing`]); intervals assume nothing about the distribution ([`statistics`]); each time stands beside the
-//! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]), and drawn ([`plot`]).
+//! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]), and drawn ([`plot`]). What casts
+//! doubt on a measurement is said beside it ([`warnings`]), and an earlier result can be compared with it ([`baseline`]).
 
 pub mod attention;
 mod backend;
+pub mod baseline;
 pub mod gemm;
 pub mod kernels;
 mod machine;
 pub mod norm;
 pub mod plan;
+mod plant;
 pub mod plot;
 pub mod report;
 pub mod roofline;
 pub mod speedup;
+#[cfg(feature = "cuda")]
+pub mod spot;
 pub mod statistics;
 pub mod timing;
+pub mod warnings;

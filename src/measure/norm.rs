@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::report::{self, DeviceState, Run, Spread};
+use super::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/norm/1";
@@ -16,6 +17,14 @@ pub struct Shape {
     pub addends: usize,
     pub sum: bool,
     pub norms: usize,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let &Self { rows, hidden_size, addends, sum, norms } = self;
+        let stored = if sum { ", sum stored" } else { "" };
+        write!(f, "{rows} × {hidden_size}, addends {addends}{stored}, norms {norms}")
+    }
 }
 
 impl Shape {
@@ -50,6 +59,9 @@ pub struct Report {
     pub dtype: String,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// Rate of a large device-to-device copy, read and write together.
     pub copy_bytes_per_s: f64,
     /// One shape each.
@@ -69,6 +81,10 @@ pub struct Case {
     pub median_us: Spread,
     /// Bytes over the median, over the copy's rate.
     pub copy_share: f64,
+    /// After the rounds that warm up; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
+    /// After the samples.
     pub state_after: Option<DeviceState>,
 }
 
@@ -93,6 +109,16 @@ impl Report {
         text
     }
 
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let row = std::iter::once(("join".to_owned(), case.median_us));
+            warnings::of_case(&case.shape.to_string(), states, row, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
+    }
+
     /// Pretty JSON, with a newline at the end.
     pub fn json(&self) -> String {
         report::json(self)
@@ -106,16 +132,17 @@ pub use on_device::Experiment;
 mod on_device {
     use super::{Case, Report, SCHEMA, Shape};
     use crate::config::BatchShape;
-    use crate::cpu::oracle::{self, Rounding};
     use crate::dtype::Dtype;
     use crate::error::{Error, Result};
     use crate::gpu::kernel::{self, JoinOperands, Norm};
     use crate::gpu::{Batch, Device, Stream, Tensor};
+    use crate::measure::baseline::Identity;
     use crate::measure::kernels::Timer;
     use crate::measure::machine::{self, Monitor};
     use crate::measure::report::Run;
+    use crate::measure::spot;
     use crate::measure::statistics::Median;
-    use crate::measure::timing::{Candidate, Effort, interleave};
+    use crate::measure::timing::{Effort, Sampled, observe};
     use crate::weights::{NormWeights, random_activations};
 
     const EPS: f32 = 1e-5;
@@ -154,6 +181,11 @@ mod on_device {
     }
 
     impl Experiment {
+        /// What a result on `device` will be one of.
+        pub fn identity(&self, device: &Device) -> Identity {
+            Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+        }
+
         /// Verifies and measures every shape; `on_case` hears which is next.
         ///
         /// # Errors
@@ -173,11 +205,10 @@ mod on_device {
                 method: format!(
                     "Before timing, three rows of each output against f64. A sample is the device time of one graph that joins \
                      each of several distinct sets of operands, together at least three times the L2 cache, divided by their \
-                     number; {} to {} rounds or {:.2} s. Bytes: addends, sum and norms once each.",
-                    self.effort.min_rounds,
-                    self.effort.max_rounds,
-                    self.effort.budget.as_secs_f64()
+                     number; {}. Bytes: addends, sum and norms once each.",
+                    self.effort.rounds()
                 ),
+                noise_target: self.effort.noise,
                 copy_bytes_per_s,
                 cases,
             })
@@ -206,12 +237,15 @@ mod on_device {
                 .collect::<Result<Vec<_>>>()?;
             kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?.launch(&stream)?;
             for set in [&operands[0], &operands[sets - 1]] {
-                self.verify(shape, set, &vectors)?;
+                let norms: Vec<_> = set.outs.iter().zip(&vectors).collect();
+                spot::join(shape, &set.addends, set.sum.as_ref(), &norms, EPS)?;
             }
             let graph = kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?;
             let timer = Timer::new(&stream)?;
-            let mut candidates: [Candidate<'_>; 1] = [Box::new(|| timer.replay(&graph, sets))];
-            let samples_us = interleave(&mut candidates, self.effort, |_| ())?.remove(0);
+            let mut candidates = [timer.candidate("norm", &graph, sets)?];
+            let Sampled { mut samples_us, state_before, state_after } =
+                observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
+            let samples_us = samples_us.remove(0);
             let median = Median::of(&samples_us).ok_or_else(|| Error::Verification("a time is not a number".into()))?;
             Ok(Case {
                 shape,
@@ -220,37 +254,9 @@ mod on_device {
                 samples_us,
                 median_us: median.into(),
                 copy_share: shape.bytes() as f64 / (median.value * 1e-6) / copy_bytes_per_s,
-                state_after: monitor.state(),
+                state_before,
+                state_after,
             })
-        }
-
-        /// The first row, the last, and one amid them.
-        fn verify(&self, shape: Shape, set: &Set, vectors: &[NormWeights; 2]) -> Result<()> {
-            let epsilon = self.dtype.epsilon();
-            let rounded = |values: &[f32]| values.iter().map(|&x| self.dtype.round(x)).collect::<Vec<_>>();
-            for row in [0, shape.rows / 2, shape.rows - 1] {
-                let addends = set.addends.iter().map(|addend| addend.row(row)).collect::<Result<Vec<_>>>()?;
-                let addends: Vec<Vec<f64>> =
-                    addends.iter().map(|addend| addend.iter().map(|&x| f64::from(x)).collect()).collect();
-                let addends: Vec<&[f64]> = addends.iter().map(Vec::as_slice).collect();
-                let norms = vectors
-                    .iter()
-                    .map(|of| NormWeights { gamma: rounded(&of.gamma), beta: rounded(&of.beta) })
-                    .collect::<Vec<_>>();
-                let outputs = set.outs.iter().zip(norms.iter().map(Some)).chain(set.sum.iter().zip([None]));
-                for (out, norm) in outputs {
-                    let exact = oracle::norm_join(&addends, shape.hidden_size, norm, EPS, Rounding::Exact)?;
-                    for (column, (&got, exact)) in out.row(row)?.iter().zip(exact).enumerate() {
-                        let (got, bound) = (f64::from(got), epsilon * exact.abs() + 1e-4);
-                        if got.is_nan() || (got - exact).abs() > bound {
-                            return Err(Error::Verification(format!(
-                                "join {shape:?}: element ({row}, {column}) is {got}, not {exact} ± {bound:.2e}"
-                            )));
-                        }
-                    }
-                }
-            }
-            Ok(())
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub use checkpoint::{Checkpoint, WeightFile};
 
 use super::statistics::Median;
+use super::warnings;
 use crate::config::EncoderConfig;
 
 /// Version of the JSON's layout.
@@ -38,6 +39,9 @@ pub struct Report {
     pub seed: u64,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// What the machine can do at most.
     pub ceilings: Ceilings,
     /// One batch shape each.
@@ -142,7 +146,7 @@ pub struct Ceilings {
 }
 
 /// Clocks and power at one moment; what could not be read is absent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the names say it, with units")]
 pub struct DeviceState {
     pub sm_clock_mhz: Option<u32>,
@@ -150,6 +154,8 @@ pub struct DeviceState {
     pub power_w: Option<f64>,
     pub power_limit_w: Option<f64>,
     pub temperature_c: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_limit_c: Option<u32>,
     pub throttle_reasons: Option<String>,
 }
 
@@ -217,6 +223,13 @@ pub struct Variant {
     pub speedup_over_saf: Spread,
 }
 
+impl Variant {
+    /// Design, schedule and mode.
+    pub(super) fn name(&self) -> String {
+        format!("{} {} ({})", self.design, self.schedule, self.mode)
+    }
+}
+
 /// A median with its interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "see statistics::Median")]
@@ -233,9 +246,19 @@ impl From<Median> for Spread {
     }
 }
 
+impl From<Spread> for Median {
+    fn from(s: Spread) -> Self {
+        Self { value: s.median, low: s.low, high: s.high, confidence: s.confidence }
+    }
+}
+
 impl Spread {
     pub(super) fn half_width(&self) -> f64 {
-        (self.high - self.median).max(self.median - self.low)
+        Median::from(*self).half_width()
+    }
+
+    pub(super) fn is_within(&self, share: f64) -> bool {
+        Median::from(*self).is_within(share)
     }
 }
 
@@ -355,15 +378,24 @@ impl Report {
                     _ => continue,
                 };
                 lines.push(format!(
-                    "{}: {} {} ({}) {verdict}: {median:.3} [{low:.3}, {high:.3}]",
+                    "{}: {} {verdict}: {median:.3} [{low:.3}, {high:.3}]",
                     shape_name(case.batch, case.seq_len, case.packed),
-                    v.design,
-                    v.schedule,
-                    v.mode
+                    v.name()
                 ));
             }
         }
         lines
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let name = shape_name(case.batch, case.seq_len, case.packed);
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let rows = case.variants.iter().map(|v| (v.name(), v.median_us));
+            warnings::of_case(&name, states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.

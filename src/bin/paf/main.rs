@@ -1,8 +1,10 @@
 //! `paf`: the speedup of parallel attention and FFN on this machine, and what is needed to trust it.
 //!
 //! Exit codes: 0 done; 1 something failed (a wrong result, no driver, no memory, a file that cannot be written); 2 the
-//! command line or the configuration asks for what cannot be.
+//! command line or the configuration asks for what cannot be; 3 everything was done, and a row has become slower than in the result
+//! that `--baseline` names.
 
+mod baseline;
 mod doctor;
 #[cfg(feature = "cuda")]
 mod kernels;
@@ -29,6 +31,7 @@ use paf_cuda::checkpoint::CheckpointError;
 /// Parallel attention and feed-forward (PAF) beside the serial design (SAF): verified, then measured.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 slower than the --baseline.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -83,6 +86,9 @@ fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<baseline::Slower>() {
+        return 3;
+    }
     match error.downcast_ref::<Error>() {
         Some(
             Error::InvalidConfig { .. }

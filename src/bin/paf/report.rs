@@ -62,13 +62,13 @@ fn speedup(path: &Path) -> Result<report::Report> {
 }
 
 /// A file's text and its schema.
-fn read(path: &Path) -> Result<(String, String)> {
+pub fn read(path: &Path) -> Result<(String, String)> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let Schema { schema } = parse(&text, path)?;
     Ok((text, schema))
 }
 
-fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     serde_json::from_str(text)
         .with_context(|| format!("{} is no result of `paf speedup`, `paf plan` or `paf kernels`", path.display()))
 }

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::measure::kernels::{self, Row, Summary};
 use crate::measure::report::{self, DeviceState, Run, Spread};
 use crate::measure::statistics::paired_ratio;
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/attention/1";
@@ -38,6 +39,9 @@ pub struct Report {
     pub dtype: String,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// Tensor cores' rate at the highest clock, FLOP/s.
     pub peak_flops_per_s: Option<f64>,
     /// One shape each.
@@ -63,6 +67,9 @@ pub struct Case {
     pub sets: usize,
     /// Floating-point operations: 4 · batch · heads · seq_len² · head_dim, with a causal mask half of that.
     pub flops: f64,
+    /// State of the device after the rounds that warm up; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
     /// State of the device after the samples.
     pub state_after: Option<DeviceState>,
     /// What was compared.
@@ -200,6 +207,16 @@ impl Report {
         let [name, none] = ["geometric mean", ""].map(str::to_owned);
         let means = [name, none.clone(), none.clone(), none, mean(CUDNN, HOT), mean(FLASH, HOT), mean(CUDNN, COLD)];
         report::markdown(columns, cells.chain([means]))
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
+            warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.

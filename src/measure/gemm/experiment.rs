@@ -1,17 +1,18 @@
 //! The measurement itself.
 
 use crate::config::HiddenAct;
-use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::kernel::{self, Epilogue, GemmVariant, Product};
 use crate::gpu::peer::{CublasLt, PeerEpilogue};
 use crate::gpu::{Device, Graph, Stream, Tensor};
+use crate::measure::baseline::Identity;
 use crate::measure::kernels::{self as common, Label, OURS, Timer};
 use crate::measure::machine::{self, Monitor};
 use crate::measure::report::Run;
 use crate::measure::roofline;
-use crate::measure::timing::{Candidate, Effort, interleave};
+use crate::measure::spot;
+use crate::measure::timing::{Candidate, Effort, Sampled, observe};
 use crate::weights::random_activations;
 
 use super::report::{Case, GELU, PRODUCT, Report, SCHEMA, Shape};
@@ -48,6 +49,11 @@ struct Operands {
 }
 
 impl Experiment {
+    /// What a result on `device` will be one of.
+    pub fn identity(&self, device: &Device) -> Identity {
+        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+    }
+
     /// Verifies and measures every shape; `on_case` hears which is next.
     ///
     /// # Errors
@@ -76,13 +82,12 @@ impl Experiment {
                 "Before timing, 64 elements of each candidate against an f64 product. A sample is the device time of one \
                  graph that computes the product once for each of several distinct pairs of operands, together at least \
                  three times the L2 cache, divided by their number; candidates alternate within each round, beginning with \
-                 another one each round; {} to {} rounds or {:.2} s. cuBLASLt: first algorithm of its heuristic, {} MiB of \
+                 another one each round; {}. cuBLASLt: first algorithm of its heuristic, {} MiB of \
                  workspace. Ratios: median of the rounds' ratios.",
-                self.effort.min_rounds,
-                self.effort.max_rounds,
-                self.effort.budget.as_secs_f64(),
+                self.effort.rounds(),
                 32
             ),
+            noise_target: self.effort.noise,
             peak_flops_per_s: peak,
             cases,
         })
@@ -123,7 +128,10 @@ impl Experiment {
         }
         for (&Planned { what, variant, .. }, c) in plan.iter().zip(&outputs) {
             let name = variant.map_or_else(|| PEER.to_owned(), |variant| variant.to_string());
-            operands.verify(&format!("{name} {what} {m}x{n}x{k}"), what == GELU, c)?;
+            let (a, w) =
+                (operands.a.last().expect("there are operands"), operands.w.last().expect("there are operands"));
+            let then = (what == GELU).then_some((&operands.bias, HiddenAct::GeluNew));
+            spot::product(&format!("{name} {what} {m}x{n}x{k}"), a, w, then, c)?;
         }
         let graphs = plan
             .iter()
@@ -132,10 +140,12 @@ impl Experiment {
             .collect::<Result<Vec<_>>>()?;
         let timer = Timer::new(&stream)?;
         let products = operands.a.len();
-        let mut candidates: Vec<Candidate<'_>> =
-            graphs.iter().map(|graph| -> Candidate<'_> { Box::new(|| timer.replay(graph, products)) }).collect();
-        let samples = interleave(&mut candidates, self.effort, |_| ())?;
-        let state_after = monitor.state();
+        let mut candidates: Vec<Candidate<'_>> = Vec::new();
+        for (row, graph) in plan.iter().zip(&graphs) {
+            let name = if row.variant.is_some() { "gemm" } else { PEER };
+            candidates.push(timer.candidate(name, graph, products)?);
+        }
+        let sampled = observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
 
         let flops = 2.0 * m as f64 * n as f64 * k as f64;
         let labels = plan.iter().map(|&Planned { what, variant, overlap }| Label {
@@ -145,8 +155,9 @@ impl Experiment {
             planned: variant == Some(planned),
             overlap,
         });
-        let rows = common::rows(labels.collect(), samples, flops, peak, PEER)?;
-        Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_after, rows })
+        let rows = common::rows(labels.collect(), sampled.samples_us, flops, peak, PEER)?;
+        let Sampled { state_before, state_after, .. } = sampled;
+        Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_before, state_after, rows })
     }
 }
 
@@ -184,34 +195,5 @@ impl Operands {
         };
         let products: Vec<_> = self.a.iter().zip(&self.w).map(product).collect();
         kernel::record_gemms(stream, &products, c)
-    }
-
-    /// 64 elements, on a diagonal through the whole matrix, against products in f64.
-    fn verify(&self, name: &str, gelu: bool, c: &Tensor) -> Result<()> {
-        let (a, w) = (self.a.last().expect("there are operands"), self.w.last().expect("there are operands"));
-        let ((m, n), k) = (c.shape(), a.shape().1);
-        let epsilon = c.dtype().epsilon();
-        let bias = self.bias.row(0)?;
-        for i in 0..64 {
-            let (row, column) = (i * (m - 1) / 63, i * (n - 1) / 63);
-            let products = a.row(row)?.into_iter().zip(w.row(column)?).map(|(a, w)| f64::from(a) * f64::from(w));
-            let (mut sum, mut size) = (0.0, 0.0);
-            products.for_each(|x| (sum, size) = (sum + x, size + x.abs()));
-            let mut exact = [sum];
-            if gelu {
-                exact[0] += f64::from(bias[column]);
-                oracle::activate(HiddenAct::GeluNew, &mut exact, Rounding::Exact);
-            }
-            let got = f64::from(c.row(row)?[column]);
-            // Rounding to the element type, sums in f32 in any order, and an activation of its own accuracy.
-            let bound = epsilon * exact[0].abs() + 1e-6 * size + if gelu { 2e-3 } else { 1e-6 };
-            if got.is_nan() || (got - exact[0]).abs() > bound {
-                return Err(Error::Verification(format!(
-                    "{name}: element ({row}, {column}) is {got}, not {} ± {bound:.2e} (K = {k})",
-                    exact[0]
-                )));
-            }
-        }
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::kernels::{self, Row, Summary};
 use crate::measure::report::{self, DeviceState, Run};
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/gemm/1";
@@ -23,6 +24,9 @@ pub struct Report {
     pub dtype: String,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// Tensor cores' rate at the highest clock, FLOP/s.
     pub peak_flops_per_s: Option<f64>,
     /// One shape each.
@@ -39,6 +43,10 @@ pub struct Case {
     /// Distinct pairs of operands in rotation.
     pub pairs: usize,
     pub flops: f64,
+    /// After the rounds that warm up; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
+    /// After the samples.
     pub state_after: Option<DeviceState>,
     pub rows: Vec<Row>,
 }
@@ -48,6 +56,10 @@ pub(super) const PRODUCT: &str = "product";
 pub(super) const GELU: &str = "bias+gelu_new";
 
 impl Case {
+    pub(in crate::measure) fn name(&self) -> String {
+        format!("{} × {} × {}", self.m, self.n, self.k)
+    }
+
     fn shape(&self) -> Shape {
         (self.m, self.n, self.k)
     }
@@ -79,7 +91,7 @@ impl Report {
     pub fn table(&self) -> String {
         let columns = ["M × N × K", "what", "by", "µs", "TFLOP/s", "of peak", "cuBLASLt / this"];
         let rows = self.cases.iter().flat_map(|case| {
-            let shape = format!("{} × {} × {}", case.m, case.n, case.k);
+            let shape = case.name();
             case.rows.iter().map(move |row| row.cells(&shape))
         });
         report::table(columns, rows) + "\n* planned\n"
@@ -119,6 +131,16 @@ impl Report {
         line("≥ 2048", &|m| m >= 2048, most(&|m| m >= 2048));
         line("all", &|_| true, most(&|_| true));
         text
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
+            warnings::of_case(&case.name(), states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
