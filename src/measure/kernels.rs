@@ -1,11 +1,12 @@
 //! What the measurements of single kernels have in common: who did what, and how its samples become a row of the report.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::report::Spread;
 
 /// One way to compute something, as it was measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Row {
     /// `paf-cuda`, or the peer's name.
     pub by: String,
@@ -25,6 +26,9 @@ pub struct Row {
     pub tflops: f64,
     /// That over the peak.
     pub peak_share: Option<f64>,
+    /// Time that the measured rates of product and copy allow, the larger of the two, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_share: Option<f64>,
     /// Median of the paired ratios: time of the peer for the same over this one's.
     pub peer_over_this: Option<Spread>,
 }
@@ -36,9 +40,10 @@ impl Row {
         format!("{} {}{overlapped}", self.variant.as_deref().unwrap_or(&self.by), self.what)
     }
 
-    /// The cells of a table: the case, what, by, µs, TFLOP/s, share of the peak, ratio to the peer.
-    pub(super) fn cells(&self, case: &str) -> [String; 7] {
+    /// The cells of a table: the case, what, by, µs, TFLOP/s, share of the peak and of what was measured, ratio to the peer.
+    pub(super) fn cells(&self, case: &str) -> [String; 8] {
         let absent = || "–".to_owned();
+        let share = |share: Option<f64>| share.map_or_else(absent, |share| format!("{:.0} %", share * 100.0));
         let by = self.variant.as_deref().unwrap_or(&self.by);
         let planned = if self.planned { "* " } else { "" };
         let overlapped = if self.overlap { " overlapped" } else { "" };
@@ -48,7 +53,8 @@ impl Row {
             format!("{planned}{by}{overlapped}"),
             format!("{:.2} ± {:.2}", self.median_us.median, self.median_us.half_width()),
             format!("{:.0}", self.tflops),
-            self.peak_share.map_or_else(absent, |share| format!("{:.0} %", share * 100.0)),
+            share(self.peak_share),
+            share(self.measured_share),
             self.peer_over_this.map_or_else(absent, |ratio| format!("{:.3}", ratio.median)),
         ]
     }
@@ -82,7 +88,7 @@ pub(super) fn summary<T>(ratios: impl Iterator<Item = (f64, T)>) -> Option<Summa
 }
 
 #[cfg(feature = "cuda")]
-pub(super) use on_device::{Label, OURS, Timer, rows};
+pub(super) use on_device::{Label, OURS, Timer, Work, rows};
 
 #[cfg(feature = "cuda")]
 mod on_device {
@@ -91,6 +97,7 @@ mod on_device {
     use super::Row;
     use crate::error::{Error, Result};
     use crate::gpu::{Event, Graph, Stream};
+    use crate::measure::peak::Peak;
     use crate::measure::plant;
     use crate::measure::report::Spread;
     use crate::measure::statistics::{Median, paired_ratio};
@@ -107,14 +114,18 @@ mod on_device {
         pub overlap: bool,
     }
 
-    /// The rows of a case whose computation takes `flops`, each beside `peer`'s first for the same.
-    pub fn rows(
-        labels: Vec<Label>,
-        samples: Vec<Vec<f64>>,
-        flops: f64,
-        peak: Option<f64>,
-        peer: &str,
-    ) -> Result<Vec<Row>> {
+    /// What a case has to do, and what the device could.
+    pub struct Work<'a> {
+        pub flops: f64,
+        /// Each operand once.
+        pub bytes: f64,
+        /// FLOP/s.
+        pub peak: Option<f64>,
+        pub measured: Option<&'a Peak>,
+    }
+
+    /// The rows of a case, each beside `peer`'s first for the same.
+    pub fn rows(labels: Vec<Label>, samples: Vec<Vec<f64>>, work: &Work<'_>, peer: &str) -> Result<Vec<Row>> {
         let no_samples = || Error::Verification("a time is not a number".into());
         let baseline = |what| labels.iter().position(|label| label.by == peer && label.what == what);
         let baselines: Vec<_> = labels.iter().map(|label| baseline(label.what)).collect();
@@ -124,7 +135,8 @@ mod on_device {
         let mut rows = Vec::new();
         for ((label, samples_us), ratio) in labels.into_iter().zip(samples).zip(ratios) {
             let median = Median::of(&samples_us).ok_or_else(no_samples)?;
-            let tflops = flops / median.value / 1e6;
+            let tflops = work.flops / median.value / 1e6;
+            let floor_us = work.measured.map(|peak| peak.floor_us(work.flops, work.bytes));
             rows.push(Row {
                 by: label.by.into(),
                 what: label.what.into(),
@@ -134,7 +146,8 @@ mod on_device {
                 samples_us,
                 median_us: median.into(),
                 tflops,
-                peak_share: peak.map(|peak| tflops * 1e12 / peak),
+                peak_share: work.peak.map(|peak| tflops * 1e12 / peak),
+                measured_share: floor_us.map(|floor| floor / median.value),
                 peer_over_this: ratio.map(Spread::from),
             });
         }

@@ -4,6 +4,7 @@
 //! paired ([`timing`]); intervals assume nothing about the distribution ([`statistics`]); each time stands beside the
 //! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]), and drawn ([`plot`]). What casts
 //! doubt on a measurement is said beside it ([`warnings`]), and an earlier result can be compared with it ([`baseline`]).
+//! The result files have schemas ([`schema`]).
 
 pub mod attention;
 mod backend;
@@ -12,11 +13,13 @@ pub mod gemm;
 pub mod kernels;
 mod machine;
 pub mod norm;
+pub mod peak;
 pub mod plan;
 mod plant;
 pub mod plot;
 pub mod report;
 pub mod roofline;
+pub mod schema;
 pub mod speedup;
 #[cfg(feature = "cuda")]
 pub mod spot;

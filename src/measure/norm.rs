@@ -1,5 +1,6 @@
 //! The join of a layer's branches, residual sum and layer norms, beside a copy of as many bytes.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::report::{self, DeviceState, Run, Spread};
@@ -9,13 +10,17 @@ use super::warnings;
 pub const SCHEMA: &str = "paf-cuda/norm/1";
 
 /// A join: rows, hidden_size, addends, whether the sum is stored, norms of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Shape {
+    /// Tokens.
     pub rows: usize,
+    /// Columns.
     pub hidden_size: usize,
+    /// What is summed up: the residual and what the branches made.
     pub addends: usize,
+    /// Whether the sum is stored.
     pub sum: bool,
+    /// Norms of the sum.
     pub norms: usize,
 }
 
@@ -50,7 +55,7 @@ pub fn layer_shapes() -> Vec<Shape> {
 }
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -69,15 +74,18 @@ pub struct Report {
 }
 
 /// What was measured on one shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it, with units")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
+    /// What is joined.
     #[serde(flatten)]
     pub shape: Shape,
+    /// Bytes read and written, each once.
     pub bytes: usize,
     /// Distinct sets of operands in rotation.
     pub sets: usize,
+    /// Every sample, µs a launch, in the order of the rounds.
     pub samples_us: Vec<f64>,
+    /// Their median, µs.
     pub median_us: Spread,
     /// Bytes over the median, over the copy's rate.
     pub copy_share: f64,

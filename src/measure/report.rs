@@ -7,6 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{Checkpoint, WeightFile};
@@ -19,7 +20,7 @@ use crate::config::EncoderConfig;
 pub const SCHEMA: &str = "paf-cuda/speedup/1";
 
 /// One run of the comparison.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -49,7 +50,7 @@ pub struct Report {
 }
 
 /// What every result file begins with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Run {
     /// Name and version of the layout of the rest.
     pub schema: String,
@@ -77,7 +78,7 @@ impl Run {
 }
 
 /// What it ran on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Machine {
     /// The host's processor.
     pub cpu: String,
@@ -96,20 +97,26 @@ pub struct Machine {
 }
 
 /// Dimensions, by their Hugging Face names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of LayerConfig")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Config {
+    /// Layers.
     pub num_hidden_layers: usize,
+    /// Width of the activations between layers.
     pub hidden_size: usize,
+    /// Query heads.
     pub num_attention_heads: usize,
-    /// Absent in older files, which have as many as `num_attention_heads`.
+    /// Key and value heads; absent in older files, which have as many as `num_attention_heads`.
     pub num_key_value_heads: Option<usize>,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Width of the FFN's inner layer.
     pub intermediate_size: usize,
+    /// The FFN's activation function.
     pub hidden_act: String,
     /// Whether the FFN has a gate; absent in older files, whose have none.
     #[serde(default)]
     pub gated: bool,
+    /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
     /// Dimensions of each head that are rotated by position, if there are any; absent in older files, too.
     pub rotary_dim: Option<usize>,
@@ -137,30 +144,38 @@ impl Config {
 }
 
 /// The two ceilings of the roofline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see roofline::Ceilings")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Ceilings {
+    /// Matrix products, FLOP/s; null where it is not known.
     pub flops_per_s: Option<f64>,
+    /// Memory traffic, reads and writes together, bytes/s.
     pub bytes_per_s: f64,
+    /// Where the two numbers come from.
     pub source: String,
 }
 
 /// Clocks and power at one moment; what could not be read is absent.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it, with units")]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct DeviceState {
+    /// Clock of the multiprocessors, MHz.
     pub sm_clock_mhz: Option<u32>,
+    /// Clock of the memory, MHz.
     pub memory_clock_mhz: Option<u32>,
+    /// Power drawn, W.
     pub power_w: Option<f64>,
+    /// Limit of that, W.
     pub power_limit_w: Option<f64>,
+    /// Temperature, °C.
     pub temperature_c: Option<u32>,
+    /// Temperature from which on clocks may be lowered, °C; absent in older files, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub temperature_limit_c: Option<u32>,
+    /// Why clocks are as they are, `ThrottleReasons(A | B)` with NVML's names, or `ThrottleReasons(0x0)`.
     pub throttle_reasons: Option<String>,
 }
 
 /// All variants on one batch shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// Sequences.
     pub batch: usize,
@@ -188,18 +203,22 @@ pub struct Case {
 }
 
 /// A comparison with the oracle that held.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see verify::Comparison")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Verified {
+    /// Design, plan and batch that were compared.
     pub what: String,
+    /// Largest absolute error of an element.
     pub max_error: f64,
+    /// What that may be at most.
     pub bound: f64,
+    /// Norm of the errors over the norm of the exact result.
     pub relative_l2: f64,
+    /// What that may be at most.
     pub relative_l2_bound: f64,
 }
 
 /// One way to run the layers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Variant {
     /// Design, by its short name.
     pub design: String,
@@ -231,12 +250,15 @@ impl Variant {
 }
 
 /// A median with its interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see statistics::Median")]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Spread {
+    /// The sample median.
     pub median: f64,
+    /// Lower end of the interval.
     pub low: f64,
+    /// Upper end of the interval.
     pub high: f64,
+    /// Probability that such an interval covers the true median: 0.95 or more, less with fewer than six samples.
     pub confidence: f64,
 }
 
@@ -268,7 +290,7 @@ pub(super) fn json(report: &impl Serialize) -> String {
 }
 
 /// Three significant digits, for rates of a CPU and of a large GPU alike.
-fn significant(x: f64) -> String {
+pub(super) fn significant(x: f64) -> String {
     let digits = 2 - x.abs().max(1e-9).log10().floor() as i32;
     format!("{x:.*}", digits.clamp(0, 9) as usize)
 }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 use paf_cuda::gpu::kernel;
 use paf_cuda::measure::attention::{self, Peer};
+use paf_cuda::measure::peak::{self, Peak};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::measure::{gemm, norm};
 use paf_cuda::{Dtype, Error};
@@ -119,6 +120,11 @@ fn list(arguments: &List) -> Result<()> {
     print(&table.to_string())
 }
 
+/// What the column "of measured" is about.
+fn peak_line(peak: Option<&Peak>) -> String {
+    peak.map_or_else(String::new, |peak| peak.line() + "\n")
+}
+
 impl How {
     fn effort(&self) -> Result<Effort> {
         let (budget, noise) = (options::seconds(self.seconds)?, Some(self.noise.share()?));
@@ -146,10 +152,13 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     }
     let baseline = arguments.how.baseline.open(gemm::SCHEMA)?;
     let sink = Sink::open(arguments.how.json.as_deref())?;
-    let experiment = gemm::Experiment { shapes, dtype: arguments.how.dtype, variants, every_variant, effort };
+    let dtype = arguments.how.dtype;
+    let mut experiment = gemm::Experiment { shapes, dtype, variants, every_variant, peak: None, effort };
     let device = arguments.how.device.open()?;
     baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&device)))?;
     let bar = progress(experiment.shapes.len());
+    bar.set_message("measuring the peak");
+    experiment.peak = Some(peak::of_device(&device, dtype, effort)?.peak);
     let report = experiment.run(&device, |i, (m, n, k)| {
         bar.set_position(i as u64);
         bar.set_message(format!("{m} × {n} × {k}"));
@@ -160,7 +169,12 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     }
     let (beside, verdict) = compared(baseline.as_ref(), &report)?;
     let means = "\nTime of cuBLASLt / ours: geometric means over the planned variants\n";
-    let text = report.table() + &warnings(&report.warnings()) + means + &report.markdown() + &beside;
+    let text = report.table()
+        + &peak_line(report.measured_peak.as_ref())
+        + &warnings(&report.warnings())
+        + means
+        + &report.markdown()
+        + &beside;
     write_result(sink, &text, &report.json())?;
     verdict
 }
@@ -190,7 +204,8 @@ fn attention(arguments: &Attention) -> Result<()> {
     let shapes = if arguments.shapes.is_empty() { attention::layer_shapes() } else { arguments.shapes.clone() };
     let baseline = arguments.how.baseline.open(attention::SCHEMA)?;
     let sink = Sink::open(arguments.how.json.as_deref())?;
-    let experiment = attention::Experiment { shapes, dtype: arguments.how.dtype, variants, every_variant, effort };
+    let dtype = arguments.how.dtype;
+    let mut experiment = attention::Experiment { shapes, dtype, variants, every_variant, peak: None, effort };
     let device = arguments.how.device.open()?;
     baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&device)))?;
     let mut peer = match arguments.peer.as_deref() {
@@ -205,6 +220,8 @@ fn attention(arguments: &Attention) -> Result<()> {
         },
     };
     let bar = progress(experiment.shapes.len());
+    bar.set_message("measuring the peak");
+    experiment.peak = Some(peak::of_device(&device, dtype, effort)?.peak);
     let report = experiment.run(&device, peer.as_mut(), |i, shape| {
         bar.set_position(i as u64);
         bar.set_message(shape.to_string());
@@ -212,7 +229,12 @@ fn attention(arguments: &Attention) -> Result<()> {
     bar.finish_and_clear();
     let (beside, verdict) = compared(baseline.as_ref(), &report)?;
     let ratios = "\nTime of PyTorch's back ends / ours\n";
-    let text = report.table() + &warnings(&report.warnings()) + ratios + &report.markdown() + &beside;
+    let text = report.table()
+        + &peak_line(report.measured_peak.as_ref())
+        + &warnings(&report.warnings())
+        + ratios
+        + &report.markdown()
+        + &beside;
     write_result(sink, &text, &report.json())?;
     verdict
 }

@@ -11,6 +11,7 @@ mod kernels;
 mod models;
 mod options;
 mod output;
+mod peak;
 #[cfg(feature = "cuda")]
 mod plan;
 mod report;
@@ -50,6 +51,8 @@ enum Command {
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// Measure what this machine reaches: the rates of a large product and of a large copy.
+    Peak(peak::Arguments),
     /// Run a checkpoint over texts: vectors, predictions for masks, or for the next token.
     #[cfg(feature = "tokenizers")]
     Run(Box<run::Arguments>),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
+        Command::Peak(arguments) => peak::run(&arguments),
         #[cfg(feature = "tokenizers")]
         Command::Run(arguments) => run::run(&arguments),
         Command::Doctor => doctor::run(),

@@ -81,7 +81,6 @@ impl Sink {
 }
 
 /// The tables on stdout, or on stderr where stdout carries the data.
-#[cfg(feature = "cuda")]
 pub fn write_result(sink: Option<Sink>, text: &str, json: &str) -> Result<()> {
     match sink {
         Some(sink) => {

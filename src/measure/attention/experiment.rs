@@ -8,8 +8,9 @@ use crate::error::Result;
 use crate::gpu::kernel::{self, Attention, AttentionVariant};
 use crate::gpu::{Batch, Device, Graph, Stream, Tensor};
 use crate::measure::baseline::Identity;
-use crate::measure::kernels::{self as common, Label, OURS, Timer};
+use crate::measure::kernels::{self as common, Label, OURS, Timer, Work};
 use crate::measure::machine::{self, Monitor};
+use crate::measure::peak::Peak;
 use crate::measure::report::Run;
 use crate::measure::roofline;
 use crate::measure::spot;
@@ -30,6 +31,8 @@ pub struct Experiment {
     pub variants: Vec<AttentionVariant>,
     /// Measure every variant of [`kernel::attention_variants`] too, on hot operands.
     pub every_variant: bool,
+    /// What the device reaches, if that was measured, to hold times against.
+    pub peak: Option<Peak>,
     /// How long.
     pub effort: Effort,
 }
@@ -102,6 +105,7 @@ impl Experiment {
             ),
             noise_target: self.effort.noise,
             peak_flops_per_s: peak,
+            measured_peak: self.peak.clone(),
             cases,
         })
     }
@@ -178,7 +182,12 @@ impl Experiment {
             let (what, overlap) = (row.what, row.overlap);
             Label { by, what, variant: variant.map(|v| v.to_string()), planned: variant == Some(planned), overlap }
         });
-        let rows = common::rows(labels.collect(), sampled.samples_us, flops, peak, CUDNN)?;
+        let rows = common::rows(
+            labels.collect(),
+            sampled.samples_us,
+            &Work { flops, bytes: bytes as f64, peak, measured: self.peak.as_ref() },
+            CUDNN,
+        )?;
         let Sampled { state_before, state_after, .. } = sampled;
         Ok(Case { shape, sets, flops, state_before, state_after, rows })
     }

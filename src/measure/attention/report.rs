@@ -3,10 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::measure::kernels::{self, Row, Summary};
+use crate::measure::peak::Peak;
 use crate::measure::report::{self, DeviceState, Run, Spread};
 use crate::measure::statistics::paired_ratio;
 use crate::measure::warnings;
@@ -16,19 +18,24 @@ pub const SCHEMA: &str = "paf-cuda/attention/1";
 
 /// Dimensions of one attention. Written `8x16x512x64`, `1x32/8x4096x128:causal`: batch, heads (and those of keys and values,
 /// if they are fewer), seq_len, head_dim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of LayerConfig")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Shape {
+    /// Sequences.
     pub batch: usize,
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads.
     pub key_value_heads: usize,
+    /// Tokens of each sequence.
     pub seq_len: usize,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
 }
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -44,21 +51,26 @@ pub struct Report {
     pub noise_target: Option<f64>,
     /// Tensor cores' rate at the highest clock, FLOP/s.
     pub peak_flops_per_s: Option<f64>,
+    /// What this device reaches, as measured before; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_peak: Option<Peak>,
     /// One shape each.
     pub cases: Vec<Case>,
 }
 
 /// What the peer says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PeerVersion {
+    /// Version of PyTorch.
     pub torch: String,
+    /// Version of its cuDNN, as that numbers them.
     pub cudnn: Option<u64>,
+    /// The device, as PyTorch calls it.
     pub device: String,
 }
 
 /// Everything that was measured on one shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// The dimensions.
     #[serde(flatten)]
@@ -165,7 +177,8 @@ impl Report {
 
     /// The table for a terminal: a line for each thing measured on each shape.
     pub fn table(&self) -> String {
-        let columns = ["batch × heads × seq × dim", "operands", "by", "µs", "TFLOP/s", "of peak", "cuDNN / this"];
+        let columns =
+            ["batch × heads × seq × dim", "operands", "by", "µs", "TFLOP/s", "of peak", "of measured", "cuDNN / this"];
         let rows = self.cases.iter().flat_map(|case| {
             let shape = case.shape.to_string();
             case.rows.iter().map(move |row| row.cells(&shape))

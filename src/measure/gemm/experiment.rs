@@ -7,8 +7,9 @@ use crate::gpu::kernel::{self, Epilogue, GemmVariant, Product};
 use crate::gpu::peer::{CublasLt, PeerEpilogue};
 use crate::gpu::{Device, Graph, Stream, Tensor};
 use crate::measure::baseline::Identity;
-use crate::measure::kernels::{self as common, Label, OURS, Timer};
+use crate::measure::kernels::{self as common, Label, OURS, Timer, Work};
 use crate::measure::machine::{self, Monitor};
+use crate::measure::peak::Peak;
 use crate::measure::report::Run;
 use crate::measure::roofline;
 use crate::measure::spot;
@@ -28,6 +29,8 @@ pub struct Experiment {
     pub variants: Vec<GemmVariant>,
     /// Measure every variant of [`kernel::gemm_variants`] too, without.
     pub every_variant: bool,
+    /// What the device reaches, if that was measured, to hold times against.
+    pub peak: Option<Peak>,
     /// How long.
     pub effort: Effort,
 }
@@ -89,6 +92,7 @@ impl Experiment {
             ),
             noise_target: self.effort.noise,
             peak_flops_per_s: peak,
+            measured_peak: self.peak.clone(),
             cases,
         })
     }
@@ -148,6 +152,7 @@ impl Experiment {
         let sampled = observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
 
         let flops = 2.0 * m as f64 * n as f64 * k as f64;
+        let bytes = ((m * k + n * k + m * n) * Dtype::BYTES) as f64;
         let labels = plan.iter().map(|&Planned { what, variant, overlap }| Label {
             by: if variant.is_some() { OURS } else { PEER },
             what,
@@ -155,7 +160,12 @@ impl Experiment {
             planned: variant == Some(planned),
             overlap,
         });
-        let rows = common::rows(labels.collect(), sampled.samples_us, flops, peak, PEER)?;
+        let rows = common::rows(
+            labels.collect(),
+            sampled.samples_us,
+            &Work { flops, bytes, peak, measured: self.peak.as_ref() },
+            PEER,
+        )?;
         let Sampled { state_before, state_after, .. } = sampled;
         Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_before, state_after, rows })
     }

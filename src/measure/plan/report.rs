@@ -1,5 +1,6 @@
 //! The result of planning, and what can be said of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Schedule;
@@ -10,7 +11,7 @@ use crate::measure::warnings;
 pub const SCHEMA: &str = "paf-cuda/plan/1";
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -34,7 +35,7 @@ pub struct Report {
 }
 
 /// The choice for one batch shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// Sequences.
     pub batch: usize,
@@ -65,11 +66,13 @@ pub struct Case {
 }
 
 /// A plan that was measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see gpu::Timed")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Candidate {
+    /// Its schedule.
     pub schedule: String,
+    /// The schedule, and those variants of its kernels that are not as estimated.
     pub plan: String,
+    /// Median time of a forward call, µs.
     pub median_us: f64,
 }
 
