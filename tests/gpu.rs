@@ -9,6 +9,9 @@ mod abi;
 mod borrowed;
 #[path = "gpu/engine.rs"]
 mod engine;
+#[cfg(feature = "cli")]
+#[path = "gpu/evidence.rs"]
+mod evidence;
 #[path = "gpu/faults.rs"]
 mod faults;
 #[cfg(feature = "checkpoint")]
@@ -23,6 +26,9 @@ mod models;
 mod planner;
 #[path = "gpu/program.rs"]
 mod program;
+#[cfg(feature = "cli")]
+#[path = "common/schemas.rs"]
+mod schemas;
 #[path = "gpu/soak.rs"]
 mod soak;
 
@@ -121,6 +127,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     abi::trials(device, &mut trials);
     faults::trials(&mut trials);
     soak::trials(device, &mut trials);
+    #[cfg(feature = "cli")]
+    evidence::trials(&mut trials);
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]
