@@ -12,7 +12,7 @@ pub const SCHEMA: &str = "paf-cuda/norm/1";
 /// A join: rows, hidden_size, addends, whether the sum is stored, norms of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Shape {
-    /// Tokens.
+    /// Tokens: rows of the addends.
     pub rows: usize,
     /// Columns.
     pub hidden_size: usize,
