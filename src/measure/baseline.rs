@@ -9,7 +9,7 @@
 
 mod timings;
 
-use super::report::{self, Spread};
+use super::report::{self, Run, Spread};
 use super::statistics::ratio_of_medians;
 use crate::error::{Error, Result};
 
@@ -60,6 +60,8 @@ pub struct Timing {
 
 /// A result that can be compared with an earlier one.
 pub trait Timed {
+    /// What made it.
+    fn run(&self) -> &Run;
     /// What it is a result of.
     fn identity(&self) -> Identity;
     /// Its rows.
@@ -95,6 +97,8 @@ pub struct Row {
 /// Two results beside each other.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
+    /// What else is not the same: builds and drivers, which may be what the comparison is about.
+    pub differences: Vec<String>,
     /// Share by which a time must have changed to count.
     pub threshold: f64,
     /// What both have, in the order of the new one.
@@ -137,7 +141,19 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
         return Err(Error::mismatch("baseline", "number of rows in common", 0, expected));
     }
     let only_before = before.into_iter().map(|timing| timing.name).collect();
-    Ok(Comparison { threshold, rows, only_now, only_before })
+    let differences = differences(now.run(), baseline.run());
+    Ok(Comparison { differences, threshold, rows, only_now, only_before })
+}
+
+fn differences(now: &Run, before: &Run) -> Vec<String> {
+    let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
+    let of = |run: &Run| [run.version.clone(), known(&run.git_revision), known(&run.machine.driver)];
+    let names = ["version", "git revision", "driver"].into_iter();
+    let pairs = names.zip(of(before).into_iter().zip(of(now)));
+    pairs
+        .filter(|(_, (before, now))| before != now)
+        .map(|(name, (before, now))| format!("{name} {before}, now {now}"))
+        .collect()
 }
 
 impl Comparison {
@@ -167,6 +183,9 @@ impl Comparison {
             ]
         });
         let mut text = report::table(columns, cells) + "\n";
+        if !self.differences.is_empty() {
+            text += &format!("before and now: {}\n", self.differences.join("; "));
+        }
         for (whose, names) in [("this run", &self.only_now), ("the baseline", &self.only_before)] {
             if !names.is_empty() {
                 text += &format!("only in {whose}: {}\n", names.join("; "));
@@ -183,13 +202,19 @@ mod tests {
     use rand_pcg::Pcg64Mcg;
 
     use super::*;
+    use crate::measure::machine;
 
     struct Result {
+        run: Run,
         identity: Identity,
         timings: Vec<Timing>,
     }
 
     impl Timed for Result {
+        fn run(&self) -> &Run {
+            &self.run
+        }
+
         fn identity(&self) -> Identity {
             self.identity.clone()
         }
@@ -202,7 +227,7 @@ mod tests {
     fn result(timings: Vec<Timing>) -> Result {
         let text = |text: &str| text.to_owned();
         let identity = Identity { schema: text("s/1"), device: text("card"), dtype: text("bf16"), model: text("m") };
-        Result { identity, timings }
+        Result { run: Run::begin("s/1", machine::host()), identity, timings }
     }
 
     fn timing(key: &str, samples_us: Vec<f64>) -> Timing {
@@ -239,6 +264,11 @@ mod tests {
         for part in ["SLOWER", "1.030", "only in this run: row new\n", "only in the baseline: row gone\n"] {
             assert!(table.contains(part), "{part:?} is missing in {table}");
         }
+        assert_eq!(comparison.differences, [] as [String; 0]);
+        let mut other = result(vec![constant("a", 100.0)]);
+        (other.run.git_revision, other.run.machine.driver) = (Some("abc".into()), Some("580.1".into()));
+        let table = compare(&other, &before, 0.02).unwrap().table();
+        assert!(table.contains("before and now: ") && table.contains("driver unknown, now 580.1\n"), "{table}");
         // Large, but within the noise.
         let noisy = result(vec![timing("a", (0..11).map(|i| 90.0 + 4.0 * f64::from(i)).collect())]);
         assert_eq!(compare(&noisy, &before, 0.02).unwrap().rows[0].verdict, Verdict::Same);

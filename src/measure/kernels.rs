@@ -26,7 +26,8 @@ pub struct Row {
     pub tflops: f64,
     /// That over the peak.
     pub peak_share: Option<f64>,
-    /// Time that the measured rates of product and copy allow, the larger of the two, over the median; absent in older files, too.
+    /// Time that the measured rates of product and copy allow, the larger of the two, over the median; where operands come from the
+    /// cache, that of the product alone. Absent in older files, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured_share: Option<f64>,
     /// Median of the paired ratios: time of the peer for the same over this one's.
@@ -112,6 +113,8 @@ mod on_device {
         pub variant: Option<String>,
         pub planned: bool,
         pub overlap: bool,
+        /// Whether operands come from the cache, so that memory's rate is no limit.
+        pub hot: bool,
     }
 
     /// What a case has to do, and what the device could.
@@ -136,7 +139,8 @@ mod on_device {
         for ((label, samples_us), ratio) in labels.into_iter().zip(samples).zip(ratios) {
             let median = Median::of(&samples_us).ok_or_else(no_samples)?;
             let tflops = work.flops / median.value / 1e6;
-            let floor_us = work.measured.map(|peak| peak.floor_us(work.flops, work.bytes));
+            let bytes = if label.hot { 0.0 } else { work.bytes };
+            let floor_us = work.measured.map(|peak| peak.floor_us(work.flops, bytes));
             rows.push(Row {
                 by: label.by.into(),
                 what: label.what.into(),

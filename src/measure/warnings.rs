@@ -23,7 +23,9 @@ fn reasons(state: &DeviceState) -> impl Iterator<Item = &str> {
 /// What of a device's state did not hold still between the two moments, or was bad at one of them, in words.
 pub(super) fn moved(before: Option<&DeviceState>, after: Option<&DeviceState>) -> Vec<String> {
     let mut lines = Vec::new();
-    if let (Some(before), Some(after)) = (before, after) {
+    // The clock of an idle device says nothing.
+    let is_idle = |state: &&DeviceState| reasons(state).any(|reason| reason == "GPU_IDLE");
+    if let (Some(before), Some(after)) = (before.filter(|of| !is_idle(of)), after.filter(|of| !is_idle(of))) {
         let clocks = [
             ("SM clock", before.sm_clock_mhz, after.sm_clock_mhz),
             ("memory clock", before.memory_clock_mhz, after.memory_clock_mhz),
@@ -107,6 +109,9 @@ mod tests {
         for reasons in ["GPU_IDLE", "SW_POWER_CAP", "APPLICATIONS_CLOCKS_SETTING | SW_POWER_CAP", "NONE"] {
             assert_eq!(between(&state(1980, reasons, 40), &state(1890, "SW_POWER_CAP", 60)), [] as [String; 0]);
         }
+        // Where nothing ran, nothing slowed down.
+        assert_eq!(between(&state(345, "GPU_IDLE", 40), &steady), [] as [String; 0]);
+        assert_eq!(between(&steady, &state(345, "GPU_IDLE", 40)), [] as [String; 0]);
         // What is not known is no reason either.
         let unknown = DeviceState { sm_clock_mhz: None, temperature_c: None, throttle_reasons: None, ..steady.clone() };
         assert_eq!(between(&unknown, &steady), [] as [String; 0]);

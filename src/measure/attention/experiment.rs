@@ -72,7 +72,7 @@ impl Experiment {
     /// Verifies and measures every shape, beside `peer` if there is one; `on_case` hears which is next.
     ///
     /// # Errors
-    /// [`Error::Verification`] before timing, if a result is wrong; whatever the device or the peer gives.
+    /// [`Error::Verification`](crate::Error::Verification) before timing, if a result is wrong; whatever the device or the peer gives.
     pub fn run(
         &self,
         device: &Device,
@@ -180,7 +180,14 @@ impl Experiment {
                 By::Peer(name) => (name, None),
             };
             let (what, overlap) = (row.what, row.overlap);
-            Label { by, what, variant: variant.map(|v| v.to_string()), planned: variant == Some(planned), overlap }
+            Label {
+                by,
+                what,
+                variant: variant.map(|v| v.to_string()),
+                planned: variant == Some(planned),
+                overlap,
+                hot: what == HOT,
+            }
         });
         let rows = common::rows(
             labels.collect(),

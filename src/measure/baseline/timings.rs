@@ -2,7 +2,7 @@
 
 use super::{Identity, Timed, Timing};
 use crate::measure::kernels::Row;
-use crate::measure::report::{Config, Machine};
+use crate::measure::report::{Config, Machine, Run};
 use crate::measure::{attention, gemm, norm, report};
 
 impl Identity {
@@ -35,6 +35,10 @@ impl Machine {
 }
 
 impl Timed for report::Report {
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
     fn identity(&self) -> Identity {
         let checkpoint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.name.as_str());
         Identity::of_layers(self.run.machine.name(), &self.dtype, &self.config, checkpoint)
@@ -70,6 +74,10 @@ fn of_rows(shape: &str, rows: &[Row]) -> Vec<Timing> {
 }
 
 impl Timed for gemm::Report {
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
     fn identity(&self) -> Identity {
         Identity::of_kernels(gemm::SCHEMA, &self.run.machine.name(), &self.dtype)
     }
@@ -80,6 +88,10 @@ impl Timed for gemm::Report {
 }
 
 impl Timed for attention::Report {
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
     fn identity(&self) -> Identity {
         Identity::of_kernels(attention::SCHEMA, &self.run.machine.name(), &self.dtype)
     }
@@ -90,6 +102,10 @@ impl Timed for attention::Report {
 }
 
 impl Timed for norm::Report {
+    fn run(&self) -> &Run {
+        &self.run
+    }
+
     fn identity(&self) -> Identity {
         Identity::of_kernels(norm::SCHEMA, &self.run.machine.name(), &self.dtype)
     }

@@ -16,7 +16,7 @@ use crate::measure::spot;
 use crate::measure::timing::{Candidate, Effort, Sampled, observe};
 use crate::weights::random_activations;
 
-use super::report::{Case, GELU, PRODUCT, Report, SCHEMA, Shape};
+use super::report::{Case, GELU, HOT, PRODUCT, Report, SCHEMA, Shape};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ impl Experiment {
     /// Verifies and measures every shape; `on_case` hears which is next.
     ///
     /// # Errors
-    /// [`Error::Verification`] before timing, if a result is wrong; whatever the device gives.
+    /// [`Error::Verification`](crate::Error::Verification) before timing, if a result is wrong; whatever the device gives.
     pub fn run(&self, device: &Device, mut on_case: impl FnMut(usize, Shape)) -> Result<Report> {
         let peer = CublasLt::new(device)?;
         let monitor = Monitor::new(device);
@@ -84,7 +84,7 @@ impl Experiment {
             method: format!(
                 "Before timing, 64 elements of each candidate against an f64 product. A sample is the device time of one \
                  graph that computes the product once for each of several distinct pairs of operands, together at least \
-                 three times the L2 cache, divided by their number; candidates alternate within each round, beginning with \
+                 three times the L2 cache (hot: of one pair as often), divided by their number; candidates alternate within each round, beginning with \
                  another one each round; {}. cuBLASLt: first algorithm of its heuristic, {} MiB of \
                  workspace. Ratios: median of the rounds' ratios.",
                 self.effort.rounds(),
@@ -109,7 +109,7 @@ impl Experiment {
         let planned = kernel::planned_gemm(device, self.dtype, m, n, k)?;
         let ours = |what, variant, overlap| Planned { what, variant: Some(variant), overlap };
         let mut plan = Vec::new();
-        for what in [PRODUCT, GELU] {
+        for what in [PRODUCT, GELU, HOT] {
             plan.push(ours(what, planned, false));
             plan.extend(peer.map(|_| Planned { what, variant: None, overlap: false }));
         }
@@ -132,8 +132,7 @@ impl Experiment {
         }
         for (&Planned { what, variant, .. }, c) in plan.iter().zip(&outputs) {
             let name = variant.map_or_else(|| PEER.to_owned(), |variant| variant.to_string());
-            let (a, w) =
-                (operands.a.last().expect("there are operands"), operands.w.last().expect("there are operands"));
+            let (a, w) = *operands.pairs(what).last().expect("there are operands");
             let then = (what == GELU).then_some((&operands.bias, HiddenAct::GeluNew));
             spot::product(&format!("{name} {what} {m}x{n}x{k}"), a, w, then, c)?;
         }
@@ -159,6 +158,7 @@ impl Experiment {
             variant: variant.map(|variant| variant.to_string()),
             planned: variant == Some(planned),
             overlap,
+            hot: what == HOT,
         });
         let rows = common::rows(
             labels.collect(),
@@ -180,8 +180,10 @@ impl Operands {
         Ok(Self { a: a?, w: w?, bias: source.repeated(1, n)? })
     }
 
-    fn pairs(&self) -> Vec<(&Tensor, &Tensor)> {
-        self.a.iter().zip(&self.w).collect()
+    /// In the order of the launches, as many whatever is computed.
+    fn pairs(&self, what: &str) -> Vec<(&Tensor, &Tensor)> {
+        let pairs = self.a.iter().zip(&self.w);
+        if what == HOT { pairs.take(1).cycle().take(self.a.len()).collect() } else { pairs.collect() }
     }
 
     fn record<'a>(
@@ -193,7 +195,7 @@ impl Operands {
     ) -> Result<Graph<'a>> {
         if let (None, Some(peer)) = (row.variant, peer) {
             let epilogue = if row.what == GELU { PeerEpilogue::GeluBias } else { PeerEpilogue::None };
-            return peer.record(stream, &self.pairs(), &self.bias, epilogue, c);
+            return peer.record(stream, &self.pairs(row.what), &self.bias, epilogue, c);
         }
         let product = |(a, w): (&'a Tensor, &'a Tensor)| -> Product<'a> {
             let plain = Product { variant: row.variant, overlap: row.overlap, ..Product::new(a, w) };
@@ -203,7 +205,7 @@ impl Operands {
                 plain
             }
         };
-        let products: Vec<_> = self.a.iter().zip(&self.w).map(product).collect();
+        let products: Vec<_> = self.pairs(row.what).into_iter().map(product).collect();
         kernel::record_gemms(stream, &products, c)
     }
 }

@@ -61,6 +61,9 @@ pub struct Case {
 }
 
 pub(in crate::measure) const PRODUCT: &str = "product";
+/// The same, with the first pair of operands again and again: in the L2 cache, where they fit.
+#[cfg(feature = "cuda")]
+pub(super) const HOT: &str = "product, hot";
 /// With bias and activation.
 pub(super) const GELU: &str = "bias+gelu_new";
 
