@@ -89,6 +89,9 @@ pub struct Case {
     pub median_us: Spread,
     /// Bytes over the median, over the copy's rate.
     pub copy_share: f64,
+    /// The same join on the same operands again and again, which the L2 cache holds where they fit; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hot: Option<Hot>,
     /// After the rounds that warm up; absent in older files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_before: Option<DeviceState>,
@@ -96,22 +99,35 @@ pub struct Case {
     pub state_after: Option<DeviceState>,
 }
 
+/// What operands take that the kernel before has just left in the cache.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Hot {
+    /// Every sample, µs a launch, in the order of the rounds.
+    pub samples_us: Vec<f64>,
+    /// Their median, µs.
+    pub median_us: Spread,
+}
+
 impl Report {
     /// A line for each shape, in Markdown.
     pub fn markdown(&self) -> String {
-        let mut text = String::from(
-            "| rows × hidden_size | addends | sum | norms | µs | GB/s | of a copy's rate |\n\
-             | --- | --- | --- | --- | --- | --- | --- |\n",
+        let with_hot = self.cases.iter().any(|case| case.hot.is_some());
+        let [name, line] = if with_hot { [" hot, µs |", " --- |"] } else { [""; 2] };
+        let mut text = format!(
+            "| rows × hidden_size | addends | sum | norms | µs | GB/s | of a copy's rate |{name}\n\
+             | --- | --- | --- | --- | --- | --- | --- |{line}\n",
         );
-        for Case { shape, bytes, median_us, copy_share, .. } in &self.cases {
+        for Case { shape, bytes, median_us, copy_share, hot, .. } in &self.cases {
+            let time = |of: &Spread| format!("{:.2} ± {:.2}", of.median, of.half_width());
+            let hot = hot.as_ref().map_or_else(|| "–".to_owned(), |hot| time(&hot.median_us));
             let Shape { rows, hidden_size, addends, sum, norms } = shape;
             text += &format!(
-                "| {rows} × {hidden_size} | {addends} | {} | {norms} | {:.2} ± {:.2} | {:.0} | {:.0} % |\n",
+                "| {rows} × {hidden_size} | {addends} | {} | {norms} | {} | {:.0} | {:.0} % |{}\n",
                 if *sum { "stored" } else { "–" },
-                median_us.median,
-                median_us.half_width(),
+                time(median_us),
                 *bytes as f64 / median_us.median / 1e3,
-                copy_share * 100.0
+                copy_share * 100.0,
+                if with_hot { format!(" {hot} |") } else { String::new() }
             );
         }
         text
@@ -121,8 +137,9 @@ impl Report {
     pub fn warnings(&self) -> Vec<String> {
         let of_case = |case: &Case| {
             let states = [case.state_before.as_ref(), case.state_after.as_ref()];
-            let row = std::iter::once(("join".to_owned(), case.median_us));
-            warnings::of_case(&case.shape.to_string(), states, row, self.noise_target)
+            let hot = case.hot.iter().map(|hot| ("hot".to_owned(), hot.median_us));
+            let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot);
+            warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
         };
         self.cases.iter().flat_map(of_case).collect()
     }
@@ -138,7 +155,7 @@ pub use on_device::Experiment;
 
 #[cfg(feature = "cuda")]
 mod on_device {
-    use super::{Case, Report, SCHEMA, Shape};
+    use super::{Case, Hot, Report, SCHEMA, Shape};
     use crate::config::BatchShape;
     use crate::dtype::Dtype;
     use crate::error::{Error, Result};
@@ -212,7 +229,7 @@ mod on_device {
                 dtype: self.dtype.to_string(),
                 method: format!(
                     "Before timing, three rows of each output against f64. A sample is the device time of one graph that joins \
-                     each of several distinct sets of operands, together at least three times the L2 cache, divided by their \
+                     each of several distinct sets of operands, together at least three times the L2 cache (hot: as often the same one), divided by their \
                      number; {}. Bytes: addends, sum and norms once each.",
                     self.effort.rounds()
                 ),
@@ -234,7 +251,7 @@ mod on_device {
             let device_vectors = vectors.iter().map(|of| Ok((upload(1, &of.gamma)?, upload(1, &of.beta)?)));
             let device_vectors = device_vectors.collect::<Result<Vec<_>>>()?;
             let poisoned = || Tensor::poisoned(device, self.dtype, rows, hidden);
-            let mut operands = (0..sets)
+            let mut operands = (0..sets + 1)
                 .map(|_| {
                     Ok(Set {
                         addends: (0..addends).map(|_| source.repeated(rows, hidden)).collect::<Result<_>>()?,
@@ -244,17 +261,26 @@ mod on_device {
                 })
                 .collect::<Result<Vec<_>>>()?;
             kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?.launch(&stream)?;
-            for set in [&operands[0], &operands[sets - 1]] {
+            for set in [&operands[0], &operands[sets - 1], &operands[sets]] {
                 let norms: Vec<_> = set.outs.iter().zip(&vectors).collect();
                 spot::join(shape, &set.addends, set.sum.as_ref(), &norms, EPS)?;
             }
-            let graph = kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?;
+            // The last set is for the hot launches alone.
+            let (cold, hot) = operands.split_at_mut(sets);
+            let graph = kernel::record_joins(&stream, &mut joins(cold, &batch, &device_vectors))?;
+            let again = joins(hot, &batch, &device_vectors).remove(0);
+            let again = kernel::record_join_again(&stream, again, sets)?;
             let timer = Timer::new(&stream)?;
-            let mut candidates = [timer.candidate("norm", &graph, sets)?];
+            let mut candidates = [timer.candidate("norm", &graph, sets)?, timer.candidate("norm", &again, sets)?];
             let Sampled { mut samples_us, state_before, state_after } =
                 observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
+            let median = |samples: &[f64]| {
+                Median::of(samples).ok_or_else(|| Error::Verification("a time is not a number".into()))
+            };
+            let hot_us = samples_us.remove(1);
+            let hot = Hot { median_us: median(&hot_us)?.into(), samples_us: hot_us };
             let samples_us = samples_us.remove(0);
-            let median = Median::of(&samples_us).ok_or_else(|| Error::Verification("a time is not a number".into()))?;
+            let median = median(&samples_us)?;
             Ok(Case {
                 shape,
                 bytes: shape.bytes(),
@@ -262,6 +288,7 @@ mod on_device {
                 samples_us,
                 median_us: median.into(),
                 copy_share: shape.bytes() as f64 / (median.value * 1e-6) / copy_bytes_per_s,
+                hot: Some(hot),
                 state_before,
                 state_after,
             })
@@ -272,6 +299,25 @@ mod on_device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hot_times_have_a_column_where_there_are_any() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/norm-h100.json");
+        let mut report: Report = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(!report.markdown().contains("hot"));
+        let median_us = Spread { median: 2.0, low: 1.9, high: 2.05, confidence: 0.96 };
+        report.cases[0].hot = Some(Hot { samples_us: vec![2.0], median_us });
+        report.noise_target = Some(0.01);
+        let markdown = report.markdown();
+        let lines: Vec<_> = markdown.lines().collect();
+        assert!(
+            lines[0].ends_with("| of a copy's rate | hot, µs |") && lines[1].ends_with("| --- | --- |"),
+            "{markdown}"
+        );
+        assert!(lines[2].ends_with(" % | 2.00 ± 0.10 |") && lines[3].ends_with(" % | – |"), "{markdown}");
+        let noisy = "128 × 1024, addends 1, norms 1: noise above ± 1 %: hot ± 5.0 %".to_owned();
+        assert!(report.warnings().contains(&noisy), "{:?}", report.warnings());
+    }
 
     #[test]
     fn bytes_count_each_operand_once() {

@@ -295,6 +295,12 @@ pub(super) fn significant(x: f64) -> String {
     format!("{x:.*}", digits.clamp(0, 9) as usize)
 }
 
+/// A share that somebody has chosen, in per cent: `0.5` for 0.005, without the digits that binary fractions add.
+pub fn percent(share: f64) -> String {
+    let text = format!("{:.9}", share * 100.0);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// A table for a terminal.
 pub(super) fn table<const N: usize>(columns: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut table = comfy_table::Table::new();
@@ -429,6 +435,12 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_as_they_were_chosen() {
+        let shares = [0.005, 0.007, 0.07, 0.02, 0.5, 1.0, 1e-8, 1.0 / 3.0];
+        assert_eq!(shares.map(percent), ["0.5", "0.7", "7", "2", "50", "100", "0.000001", "33.333333333"]);
+    }
 
     #[test]
     fn three_digits_count() {

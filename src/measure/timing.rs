@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::report::DeviceState;
+use super::report::{DeviceState, percent};
 use super::statistics::Median;
 use crate::error::Result;
 
@@ -36,7 +36,7 @@ impl Effort {
     pub(super) fn rounds(&self) -> String {
         let Self { warm_up_rounds, min_rounds, max_rounds, budget, noise } = self;
         let quiet = noise.map_or_else(String::new, |noise| {
-            format!(", or as soon as every median's interval is within ± {} % of it", noise * 100.0)
+            format!(", or as soon as every median's interval is within ± {} % of it", percent(noise))
         });
         let seconds = budget.as_secs_f64();
         format!("{warm_up_rounds} warm-up rounds, then {min_rounds} to {max_rounds} rounds or {seconds:.2} s{quiet}")

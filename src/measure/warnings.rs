@@ -1,6 +1,6 @@
 //! When a measurement is to be doubted: the one place for these rules.
 
-use super::report::{DeviceState, Spread};
+use super::report::{self, DeviceState, Spread};
 
 /// Share of its value by which the clock of the multiprocessors may move between the samples' beginning and their end. A clock moves by
 /// steps of 15 MHz, less than a hundredth, all the time; times move in proportion.
@@ -67,7 +67,7 @@ pub(super) fn noisy(rows: impl Iterator<Item = (String, Spread)>, target: Option
     let percent = |of: &Spread| of.half_width() / of.median * 100.0;
     let missed = rows.filter(|(_, median)| !median.is_within(target));
     let missed: Vec<_> = missed.map(|(name, median)| format!("{name} ± {:.1} %", percent(&median))).collect();
-    (!missed.is_empty()).then(|| format!("noise above ± {} %: {}", target * 100.0, missed.join(", ")))
+    (!missed.is_empty()).then(|| format!("noise above ± {} %: {}", report::percent(target), missed.join(", ")))
 }
 
 /// All of it about one case, each line beginning with the case's name.

@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use paf_cuda::Error;
 use paf_cuda::measure::baseline::{Identity, Timed, compare};
+use paf_cuda::measure::report::percent;
 use serde::de::DeserializeOwned;
 
 use super::options;
@@ -79,7 +80,7 @@ impl<R: Timed> Baseline<R> {
                 "{} of {} rows are slower than in {name} by more than {} % and the noise; {} takes {:.3} times as long",
                 slower.len(),
                 comparison.rows.len(),
-                self.threshold * 100.0,
+                percent(self.threshold),
                 worst.name,
                 worst.ratio.median
             ))

@@ -111,11 +111,17 @@ impl Timed for norm::Report {
     }
 
     fn timings(&self) -> Vec<Timing> {
-        let timing = |case: &norm::Case| {
-            let name = case.shape.to_string();
-            Timing { key: name.clone(), name, ours: true, samples_us: case.samples_us.clone() }
+        let of_case = |case: &norm::Case| {
+            let timing = |name: String, samples_us: &[f64]| Timing {
+                key: name.clone(),
+                name,
+                ours: true,
+                samples_us: samples_us.to_vec(),
+            };
+            let hot = case.hot.iter().map(|hot| timing(format!("{}, hot", case.shape), &hot.samples_us));
+            std::iter::once(timing(case.shape.to_string(), &case.samples_us)).chain(hot).collect::<Vec<_>>()
         };
-        self.cases.iter().map(timing).collect()
+        self.cases.iter().flat_map(of_case).collect()
     }
 }
 
