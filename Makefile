@@ -4,6 +4,7 @@
 #   make test-minilm a real pretrained model on the CPU against Transformers' results; fetches it (80 MB)
 #   make install     the C library, its header and pkg-config file, in PREFIX (/usr/local)
 #   make header      include/paf.h anew, of src/ffi
+#   make schemas     benches/schema/ anew, of the types of result files in src/measure
 #   make gpu-bundle  binaries and scripts for a GPU machine without Rust, in target/gpu/
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ VERSION = $(shell sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 NVCC_WHEELS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
               nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: speedup test test-minilm check docs header install toolkit gpu-bundle clean
+.PHONY: speedup test test-minilm check docs header schemas install toolkit gpu-bundle clean
 
 speedup: toolkit
 	cargo run --release --bin paf -- speedup $(ARGS)
@@ -49,6 +50,9 @@ docs: toolkit
 
 header:
 	PAF_WRITE_HEADER=1 cargo test --test ffi the_header_is_what_the_sources_say
+
+schemas:
+	PAF_WRITE_SCHEMAS=1 cargo test --no-default-features --features cli --test schemas the_files_are_what_the_types_say
 
 # What the ABI is made of needs no other feature. DESTDIR is for packages.
 install: toolkit

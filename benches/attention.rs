@@ -1,5 +1,5 @@
-//! Attention under criterion: the planned kernel beside PyTorch's cuDNN and FlashAttention-2 where `python3` has PyTorch. Device
-//! time of graphs of several launches on operands that were just written. `paf kernels attention` measures more shapes and
+//! Attention under criterion: the planned kernel beside PyTorch's cuDNN and FlashAttention-2 where `python3` has PyTorch, each verified
+//! first. Device time of graphs of several launches on operands that were just written. `paf kernels attention` measures more shapes and
 //! variants, in turns. Without a GPU there is nothing to measure.
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -12,6 +12,7 @@ mod gpu {
     use paf_cuda::gpu::kernel::{self, Attention};
     use paf_cuda::gpu::{Batch, Device, Event, Stream, Tensor};
     use paf_cuda::measure::attention::{Peer, Rotation, Shape};
+    use paf_cuda::measure::spot;
     use paf_cuda::weights::random_activations;
     use paf_cuda::{BatchShape, Dtype, Result};
 
@@ -32,6 +33,7 @@ mod gpu {
         let mut peer = Peer::start("python3", 0).map_err(|error| eprintln!("{error}: measured without it")).ok();
         let values = random_activations(1, 4_194_301, 1);
         let source = Tensor::from_host(&device, Dtype::Bf16, 1, values.len(), &values)?;
+        let block: Vec<f64> = values.iter().map(|&x| f64::from(Dtype::Bf16.round(x))).collect();
         let mut group = criterion.benchmark_group("attention, bf16");
         for shape in SHAPES {
             let shape: Shape = shape.parse()?;
@@ -44,6 +46,8 @@ mod gpu {
                 causal: shape.causal,
                 ..Attention::new(&batch, &qkv, shape.heads, shape.head_dim)
             };
+            kernel::record_attentions(&stream, &[attention; LAUNCHES], &mut out)?.launch(&stream)?;
+            spot::attention("paf-cuda", shape, &block, &out)?;
             let graph = kernel::record_attentions(&stream, &[attention; LAUNCHES], &mut out)?;
             group.throughput(Throughput::Elements(shape.flops() as u64));
             let mut measure = |name: &str, sample: &mut dyn FnMut() -> Result<f64>| {

@@ -1,5 +1,5 @@
 //! Products of a transformer layer under criterion: the planned kernel beside cuBLASLt where that is installed, with and
-//! without bias and GELU. Device time of graphs that go through distinct operands, so that weights come from memory.
+//! without bias and GELU, each verified first. Device time of graphs that go through distinct operands, so that weights come from memory.
 //! `paf kernels gemm` measures more shapes and variants, in turns. Without a GPU there is nothing to measure.
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -12,6 +12,7 @@ mod gpu {
     use paf_cuda::gpu::kernel::{self, Epilogue, Product};
     use paf_cuda::gpu::peer::{CublasLt, PeerEpilogue};
     use paf_cuda::gpu::{Device, Event, Graph, Stream, Tensor};
+    use paf_cuda::measure::spot;
     use paf_cuda::weights::random_activations;
     use paf_cuda::{Dtype, HiddenAct, Result};
 
@@ -49,8 +50,11 @@ mod gpu {
                 });
             };
             let operands: Vec<(&Tensor, &Tensor)> = a.iter().zip(&w).collect();
+            let (last_a, last_w) = *operands.last().expect("there are operands");
             for gelu in [false, true] {
                 let suffix = if gelu { " bias+gelu_new" } else { "" };
+                let then = gelu.then_some((&bias, HiddenAct::GeluNew));
+                let verify = |name: &str, c: &Tensor| spot::product(name, last_a, last_w, then, c);
                 let products: Vec<Product<'_>> = operands
                     .iter()
                     .map(|&(a, w)| {
@@ -59,10 +63,18 @@ mod gpu {
                         if gelu { Product { bias: Some(&bias), epilogue: fused, ..plain } } else { plain }
                     })
                     .collect();
-                measure(&format!("paf-cuda{suffix}"), kernel::record_gemms(&stream, &products, &mut c)?);
+                let name = format!("paf-cuda{suffix}");
+                c.poison()?;
+                kernel::record_gemms(&stream, &products, &mut c)?.launch(&stream)?;
+                verify(&name, &c)?;
+                measure(&name, kernel::record_gemms(&stream, &products, &mut c)?);
                 if let Some(peer) = &peer {
                     let epilogue = if gelu { PeerEpilogue::GeluBias } else { PeerEpilogue::None };
-                    measure(&format!("cuBLASLt{suffix}"), peer.record(&stream, &operands, &bias, epilogue, &mut c)?);
+                    let name = format!("cuBLASLt{suffix}");
+                    c.poison()?;
+                    peer.record(&stream, &operands, &bias, epilogue, &mut c)?.launch(&stream)?;
+                    verify(&name, &c)?;
+                    measure(&name, peer.record(&stream, &operands, &bias, epilogue, &mut c)?);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! One layer of RoBERTa-large under criterion: SAF, and PAF in each schedule. Device time of graph replays on a GPU; wall
+//! One layer of RoBERTa-large under criterion: SAF, and PAF in each schedule, each verified first. Device time of graph replays on a GPU; wall
 //! time of the CPU engine where there is none.
 //!
 //! The weights of one layer fit the L2 cache of a large GPU, so these times are hot; `paf speedup` measures whole stacks,
@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use paf_cuda::weights::{LayerWeights, random_activations, random_layers};
-use paf_cuda::{BatchShape, Design, EncoderConfig, LayerConfig, Schedule, cpu};
+use paf_cuda::{BatchShape, Design, EncoderConfig, LayerConfig, Schedule, cpu, verify};
 
 /// SAF, and PAF in each schedule.
 fn variants(schedules: &[Schedule]) -> impl Iterator<Item = (Design, Schedule)> {
@@ -36,7 +36,8 @@ fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<bool> {
     let device = Device::new(0)?;
     let dtype = Dtype::Bf16;
     let config_0 = config(Design::SafPostNorm);
-    let weights = Arc::new(EncoderWeights::upload(&device, &config_0, dtype, random_layers(&config_0, 1))?);
+    let layers: Vec<_> = random_layers(&config_0, 1).map(|layer| layer.rounded(dtype)).collect();
+    let weights = Arc::new(EncoderWeights::upload(&device, &config_0, dtype, &layers)?);
     let (stream, start, end) = (Stream::new(&device)?, Event::new_timing(&device)?, Event::new_timing(&device)?);
     let mut group = criterion.benchmark_group("layer, cuda bf16 graph");
     for (batch, seq_len) in [(1, 128), (1, 512), (8, 512)] {
@@ -45,6 +46,8 @@ fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<bool> {
         let x = Tensor::from_host(&device, dtype, rows, 1024, &random_activations(rows, 1024, 2))?;
         group.throughput(Throughput::Elements(rows as u64));
         for (design, schedule) in variants(&Schedule::ALL) {
+            // One sequence tells: they do not see each other.
+            verify::gpu::stack(&weights, &layers, &config(design), schedule, true, &BatchShape::new(1, seq_len)?)?;
             let encoder = Encoder::new(&config(design), weights.clone())?;
             let mut workspace = encoder.workspace(&batch)?;
             let mut y = Tensor::poisoned(&device, dtype, rows, 1024)?;
@@ -74,6 +77,7 @@ fn on_cpu(criterion: &mut Criterion) -> paf_cuda::Result<()> {
     let mut group = criterion.benchmark_group("layer, cpu f32");
     group.sample_size(20).throughput(Throughput::Elements(shape.rows() as u64));
     for (design, schedule) in variants(&cpu::SCHEDULES) {
+        verify::cpu::stack(config(design), layers.clone(), schedule, &shape, 2)?;
         let encoder = cpu::Encoder::new(config(design), layers.clone())?;
         let mut workspace = encoder.workspace(&shape)?;
         group.bench_function(BenchmarkId::new(format!("{design} {schedule}"), "1x128"), |bencher| {
@@ -95,7 +99,7 @@ fn layer(criterion: &mut Criterion) {
     if on_gpu(criterion).expect("the GPU does not work") {
         return;
     }
-    on_cpu(criterion).expect("the CPU engine takes the configuration");
+    on_cpu(criterion).expect("the CPU engine does not work");
 }
 
 criterion_group!(benches, layer);

@@ -3,6 +3,8 @@
 
 #[path = "cli/complexity.rs"]
 mod complexity;
+#[path = "cli/evidence.rs"]
+mod evidence;
 #[path = "cli/report.rs"]
 mod report;
 
@@ -115,13 +117,15 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 8] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
         &["plan", "--device", "4096", "--no-cache"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
         &["kernels", "attention", "--device", "4096"],
+        &["kernels", "norm", "--device", "4096"],
+        &["peak", "--backend", "cuda", "--device", "4096"],
     ];
     for command in commands {
         let output = paf(command);
@@ -142,6 +146,13 @@ fn bad_choices_of_kernels_are_usage_errors() {
     refuses(&["kernels", "attention", "--shapes", "8x16/3x512x64"], 2, &["8x16/3x512x64", "1x32/8x4096x128"]);
     refuses(&["kernels", "attention", "--variants", "sm90:128"], 2, &["sm90:128", "sm80:rowsN"]);
     refuses(&["kernels", "attention", "--seconds", "0"], 2, &["seconds = 0"]);
+    refuses(&["kernels", "norm", "--noise", "0"], 2, &["noise = 0"]);
+    refuses(&["kernels", "norm", "--baseline", "missing.json"], 1, &["cannot read", "missing.json"]);
+    let speedup = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/pythia-1.4b-h100.json");
+    for kernel in ["gemm", "attention", "norm"] {
+        let expected = format!("paf-cuda/{kernel}/1");
+        refuses(&["kernels", kernel, "--baseline", speedup], 2, &["schema", "paf-cuda/speedup/1", &expected]);
+    }
 }
 
 #[cfg(feature = "cuda")]

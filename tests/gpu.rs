@@ -12,6 +12,9 @@ mod borrowed;
 mod complexity;
 #[path = "gpu/engine.rs"]
 mod engine;
+#[cfg(feature = "cli")]
+#[path = "gpu/evidence.rs"]
+mod evidence;
 #[path = "gpu/faults.rs"]
 mod faults;
 #[cfg(feature = "checkpoint")]
@@ -26,6 +29,9 @@ mod models;
 mod planner;
 #[path = "gpu/program.rs"]
 mod program;
+#[cfg(feature = "cli")]
+#[path = "common/schemas.rs"]
+mod schemas;
 #[path = "gpu/soak.rs"]
 mod soak;
 
@@ -126,6 +132,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     abi::trials(device, &mut trials);
     faults::trials(&mut trials);
     soak::trials(device, &mut trials);
+    #[cfg(feature = "cli")]
+    evidence::trials(&mut trials);
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]

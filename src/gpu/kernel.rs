@@ -461,20 +461,36 @@ pub struct JoinOperands<'a> {
     pub eps: f32,
 }
 
+/// Records one join into a graph, so many times; its operands stay borrowed.
+///
+/// # Errors
+/// As [`record_joins`].
+pub fn record_join_again<'a>(stream: &Stream, join: JoinOperands<'a>, times: usize) -> Result<Graph<'a>> {
+    let mut of = join;
+    prepare_joins(stream, std::slice::from_ref(&of))?;
+    Graph::record(stream, || (0..times).try_for_each(|_| of.enqueue(stream)))
+}
+
 /// Records joins into a graph, one after the other; their operands stay borrowed.
 ///
 /// # Errors
 /// As [`join`]; [`Error::Cuda`] for an empty list.
 pub fn record_joins<'a>(stream: &Stream, joins: &mut [JoinOperands<'a>]) -> Result<Graph<'a>> {
-    if let Some(first) = joins.first().and_then(|of| of.addends.first()) {
-        // Loaded before the capture, in which nothing may be.
-        stream.device().kernels(first.dtype())?;
+    prepare_joins(stream, joins)?;
+    Graph::record(stream, || joins.iter_mut().try_for_each(|of| of.enqueue(stream)))
+}
+
+/// Loads what the joins need before the capture, in which nothing may be.
+fn prepare_joins(stream: &Stream, joins: &[JoinOperands<'_>]) -> Result<()> {
+    let first = joins.first().and_then(|of| of.addends.first());
+    first.map_or(Ok(()), |first| stream.device().kernels(first.dtype()).map(drop))
+}
+
+impl JoinOperands<'_> {
+    fn enqueue(&mut self, stream: &Stream) -> Result<()> {
+        let Self { batch, addends, sum, norms, eps } = self;
+        join(stream, batch, addends, None, sum.as_deref_mut(), norms, *eps)
     }
-    Graph::record(stream, || {
-        joins.iter_mut().try_for_each(|JoinOperands { batch, addends, sum, norms, eps }| {
-            join(stream, batch, addends, None, sum.as_deref_mut(), norms, *eps)
-        })
-    })
 }
 
 /// The element type of all operands, if it is one, and if all are on the stream's device.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::machine;
-use super::report::{DeviceState, Machine};
+use super::report::Machine;
 use super::roofline::{self, Ceilings};
 use super::speedup::{Choice, Mode, Variant};
-use super::timing::{Candidate, Effort, interleave};
+use super::timing::{Candidate, Effort, Sampled, observe};
+use super::{machine, plant};
 use crate::config::{BatchShape, EncoderConfig, Schedule};
 use crate::error::{Error, Result};
 use crate::verify::{self, Comparison};
@@ -63,7 +63,6 @@ pub(super) trait Backend {
     /// The planner's choice, measured for about `budget`.
     fn plan(&self, config: &EncoderConfig, shape: &BatchShape, budget: Duration) -> Result<Plan>;
     fn machine(&self) -> Machine;
-    fn state(&self) -> Option<DeviceState>;
     fn ceilings(&self) -> Result<Ceilings>;
     /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
     fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison>;
@@ -74,7 +73,7 @@ pub(super) trait Backend {
         shape: &BatchShape,
         effort: Effort,
         on_round: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Vec<f64>>>;
+    ) -> Result<Sampled>;
 }
 
 /// Compares each variant's bits with those of the first variant that it should agree with.
@@ -105,6 +104,9 @@ fn agree<T: PartialEq + Copy>(
     Ok(())
 }
 
+/// What it computes in.
+pub(super) const CPU_ELEMENT: &str = "f32";
+
 /// The f32 engine; a sample is wall time.
 pub(super) struct Cpu {
     encoder: crate::cpu::Encoder,
@@ -128,7 +130,7 @@ impl Backend for Cpu {
     }
 
     fn element_type(&self) -> &'static str {
-        "f32"
+        CPU_ELEMENT
     }
 
     fn element_bytes(&self) -> usize {
@@ -154,10 +156,6 @@ impl Backend for Cpu {
         machine::host()
     }
 
-    fn state(&self) -> Option<DeviceState> {
-        None
-    }
-
     fn ceilings(&self) -> Result<Ceilings> {
         Ok(roofline::of_cpu())
     }
@@ -173,7 +171,7 @@ impl Backend for Cpu {
         shape: &BatchShape,
         effort: Effort,
         on_round: &mut dyn FnMut(usize),
-    ) -> Result<Vec<Vec<f64>>> {
+    ) -> Result<Sampled> {
         let h = self.encoder.config().layer.hidden_size;
         let x = random_activations(shape.rows(), h, self.seed);
         let mut outputs = vec![vec![f32::NAN; x.len()]; variants.len()];
@@ -190,14 +188,21 @@ impl Backend for Cpu {
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for ((variant, _), encoder) in variants.iter().zip(&encoders) {
             let (x, shared) = (&x, &shared);
-            candidates.push(Box::new(move || {
+            let sample = move |extra: Option<Duration>| {
                 let (y, workspace) = &mut *shared.borrow_mut();
                 let started = Instant::now();
                 encoder.forward(variant.plan.schedule(), shape, x, y, workspace)?;
+                if let Some(until) = extra.map(|extra| started.elapsed() + extra) {
+                    while started.elapsed() < until {
+                        std::hint::spin_loop();
+                    }
+                }
                 Ok(started.elapsed().as_secs_f64() * 1e6)
-            }));
+            };
+            let extra = plant::extra(variant.design.name(), || sample(None))?;
+            candidates.push(Box::new(move || sample(extra)));
         }
-        interleave(&mut candidates, effort, on_round)
+        observe(&mut candidates, effort, || None, on_round)
     }
 }
 
@@ -293,10 +298,6 @@ mod gpu {
             machine::with_device(&self.device, &self.monitor)
         }
 
-        fn state(&self) -> Option<DeviceState> {
-            self.monitor.state()
-        }
-
         fn ceilings(&self) -> Result<Ceilings> {
             roofline::of_device(&self.device)
         }
@@ -312,7 +313,7 @@ mod gpu {
             shape: &BatchShape,
             effort: Effort,
             on_round: &mut dyn FnMut(usize),
-        ) -> Result<Vec<Vec<f64>>> {
+        ) -> Result<Sampled> {
             let (device, dtype) = (&self.device, self.weights.dtype());
             let h = variants[0].1.layer.hidden_size;
             let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
@@ -353,15 +354,18 @@ mod gpu {
                         Box::new(move || graph.launch(stream))
                     }
                 };
-                candidates.push(Box::new(move || {
+                let mut sample = move |extra: Option<Duration>| {
                     start.record(stream)?;
                     call()?;
+                    extra.map_or(Ok(()), |extra| stream.hold_back(extra))?;
                     end.record(stream)?;
                     end.synchronize()?;
                     end.elapsed_us_since(start)
-                }));
+                };
+                let extra = plant::extra(variant.design.name(), || sample(None))?;
+                candidates.push(Box::new(move || sample(extra)));
             }
-            interleave(&mut candidates, effort, on_round)
+            observe(&mut candidates, effort, || self.monitor.state(), on_round)
         }
     }
 }

@@ -1,12 +1,13 @@
 //! What devices can do at most, by their data sheets: for predictions where none is present.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
 
 /// A device as far as a prediction needs it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Description {
     /// Its name, as the driver gives it.
     pub name: String,

@@ -6,6 +6,8 @@ mod report;
 
 #[cfg(feature = "cuda")]
 pub use experiment::Experiment;
+#[cfg(feature = "cuda")]
+pub(super) use report::PRODUCT;
 pub use report::{Case, Report, SCHEMA, Shape};
 
 /// The products of transformer layers: those of RoBERTa-large at six numbers of tokens; its side-by-side products; and QKV,

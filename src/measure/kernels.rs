@@ -1,11 +1,12 @@
 //! What the measurements of single kernels have in common: who did what, and how its samples become a row of the report.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::report::Spread;
 
 /// One way to compute something, as it was measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Row {
     /// `paf-cuda`, or the peer's name.
     pub by: String,
@@ -25,14 +26,25 @@ pub struct Row {
     pub tflops: f64,
     /// That over the peak.
     pub peak_share: Option<f64>,
+    /// Time that the measured rates of product and copy allow, the larger of the two, over the median; where operands come from the
+    /// cache, that of the product alone. Absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_share: Option<f64>,
     /// Median of the paired ratios: time of the peer for the same over this one's.
     pub peer_over_this: Option<Spread>,
 }
 
 impl Row {
-    /// The cells of a table: the case, what, by, µs, TFLOP/s, share of the peak, ratio to the peer.
-    pub(super) fn cells(&self, case: &str) -> [String; 7] {
+    /// Who, and what, for a line about it.
+    pub(super) fn name(&self) -> String {
+        let overlapped = if self.overlap { " overlapped" } else { "" };
+        format!("{} {}{overlapped}", self.variant.as_deref().unwrap_or(&self.by), self.what)
+    }
+
+    /// The cells of a table: the case, what, by, µs, TFLOP/s, share of the peak and of what was measured, ratio to the peer.
+    pub(super) fn cells(&self, case: &str) -> [String; 8] {
         let absent = || "–".to_owned();
+        let share = |share: Option<f64>| share.map_or_else(absent, |share| format!("{:.0} %", share * 100.0));
         let by = self.variant.as_deref().unwrap_or(&self.by);
         let planned = if self.planned { "* " } else { "" };
         let overlapped = if self.overlap { " overlapped" } else { "" };
@@ -42,7 +54,8 @@ impl Row {
             format!("{planned}{by}{overlapped}"),
             format!("{:.2} ± {:.2}", self.median_us.median, self.median_us.half_width()),
             format!("{:.0}", self.tflops),
-            self.peak_share.map_or_else(absent, |share| format!("{:.0} %", share * 100.0)),
+            share(self.peak_share),
+            share(self.measured_share),
             self.peer_over_this.map_or_else(absent, |ratio| format!("{:.3}", ratio.median)),
         ]
     }
@@ -76,15 +89,20 @@ pub(super) fn summary<T>(ratios: impl Iterator<Item = (f64, T)>) -> Option<Summa
 }
 
 #[cfg(feature = "cuda")]
-pub(super) use on_device::{Label, OURS, Timer, rows};
+pub(super) use on_device::{Label, OURS, Timer, Work, rows};
 
 #[cfg(feature = "cuda")]
 mod on_device {
+    use std::time::Duration;
+
     use super::Row;
     use crate::error::{Error, Result};
     use crate::gpu::{Event, Graph, Stream};
+    use crate::measure::peak::Peak;
+    use crate::measure::plant;
     use crate::measure::report::Spread;
     use crate::measure::statistics::{Median, paired_ratio};
+    use crate::measure::timing::Candidate;
 
     pub const OURS: &str = "paf-cuda";
 
@@ -95,16 +113,22 @@ mod on_device {
         pub variant: Option<String>,
         pub planned: bool,
         pub overlap: bool,
+        /// Whether operands come from the cache, so that memory's rate is no limit.
+        pub hot: bool,
     }
 
-    /// The rows of a case whose computation takes `flops`, each beside `peer`'s first for the same.
-    pub fn rows(
-        labels: Vec<Label>,
-        samples: Vec<Vec<f64>>,
-        flops: f64,
-        peak: Option<f64>,
-        peer: &str,
-    ) -> Result<Vec<Row>> {
+    /// What a case has to do, and what the device could.
+    pub struct Work<'a> {
+        pub flops: f64,
+        /// Each operand once.
+        pub bytes: f64,
+        /// FLOP/s.
+        pub peak: Option<f64>,
+        pub measured: Option<&'a Peak>,
+    }
+
+    /// The rows of a case, each beside `peer`'s first for the same.
+    pub fn rows(labels: Vec<Label>, samples: Vec<Vec<f64>>, work: &Work<'_>, peer: &str) -> Result<Vec<Row>> {
         let no_samples = || Error::Verification("a time is not a number".into());
         let baseline = |what| labels.iter().position(|label| label.by == peer && label.what == what);
         let baselines: Vec<_> = labels.iter().map(|label| baseline(label.what)).collect();
@@ -114,7 +138,9 @@ mod on_device {
         let mut rows = Vec::new();
         for ((label, samples_us), ratio) in labels.into_iter().zip(samples).zip(ratios) {
             let median = Median::of(&samples_us).ok_or_else(no_samples)?;
-            let tflops = flops / median.value / 1e6;
+            let tflops = work.flops / median.value / 1e6;
+            let bytes = if label.hot { 0.0 } else { work.bytes };
+            let floor_us = work.measured.map(|peak| peak.floor_us(work.flops, bytes));
             rows.push(Row {
                 by: label.by.into(),
                 what: label.what.into(),
@@ -124,7 +150,8 @@ mod on_device {
                 samples_us,
                 median_us: median.into(),
                 tflops,
-                peak_share: peak.map(|peak| tflops * 1e12 / peak),
+                peak_share: work.peak.map(|peak| tflops * 1e12 / peak),
+                measured_share: floor_us.map(|floor| floor / median.value),
                 peer_over_this: ratio.map(Spread::from),
             });
         }
@@ -144,13 +171,21 @@ mod on_device {
             Ok(Self { stream, start: Event::new_timing(device)?, end: Event::new_timing(device)? })
         }
 
-        /// Device time of one launch, µs, of a graph that holds so many of them, once it has run.
-        pub fn replay(&self, graph: &Graph<'_>, launches: usize) -> Result<f64> {
+        /// Device time of one launch, µs, of a graph that holds so many of them, once it has run; after it the stream is kept busy for
+        /// `extra`, if there is any.
+        pub fn replay(&self, graph: &Graph<'_>, launches: usize, extra: Option<Duration>) -> Result<f64> {
             self.start.record(self.stream)?;
             graph.launch(self.stream)?;
+            extra.map_or(Ok(()), |extra| self.stream.hold_back(extra))?;
             self.end.record(self.stream)?;
             self.end.synchronize()?;
             Ok(self.end.elapsed_us_since(&self.start)? / launches as f64)
+        }
+
+        /// The replays of a graph, as something to be sampled, by the name under which tests may slow it down.
+        pub fn candidate<'b>(&'b self, name: &str, graph: &'b Graph<'_>, launches: usize) -> Result<Candidate<'b>> {
+            let extra = plant::extra(name, || self.replay(graph, launches, None))?.map(|extra| extra * launches as u32);
+            Ok(Box::new(move || self.replay(graph, launches, extra)))
         }
     }
 }

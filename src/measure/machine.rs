@@ -52,7 +52,7 @@ impl Monitor {
     }
 
     pub(super) fn state(&self) -> Option<DeviceState> {
-        use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+        use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor, TemperatureThreshold};
         let device = self.nvml.as_ref()?.device_by_pci_bus_id(self.pci_bus_id.as_str()).ok()?;
         Some(DeviceState {
             sm_clock_mhz: device.clock_info(Clock::SM).ok(),
@@ -60,6 +60,7 @@ impl Monitor {
             power_w: device.power_usage().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
             power_limit_w: device.enforced_power_limit().ok().map(|milliwatts| f64::from(milliwatts) / 1e3),
             temperature_c: device.temperature(TemperatureSensor::Gpu).ok(),
+            temperature_limit_c: device.temperature_threshold(TemperatureThreshold::GpuMax).ok(),
             throttle_reasons: device.current_throttle_reasons().ok().map(|reasons| format!("{reasons:?}")),
         })
     }

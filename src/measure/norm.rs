@@ -1,21 +1,35 @@
 //! The join of a layer's branches, residual sum and layer norms, beside a copy of as many bytes.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::report::{self, DeviceState, Run, Spread};
+use super::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/norm/1";
 
 /// A join: rows, hidden_size, addends, whether the sum is stored, norms of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Shape {
+    /// Tokens: rows of the addends.
     pub rows: usize,
+    /// Columns.
     pub hidden_size: usize,
+    /// What is summed up: the residual and what the branches made.
     pub addends: usize,
+    /// Whether the sum is stored.
     pub sum: bool,
+    /// Norms of the sum.
     pub norms: usize,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let &Self { rows, hidden_size, addends, sum, norms } = self;
+        let stored = if sum { ", sum stored" } else { "" };
+        write!(f, "{rows} × {hidden_size}, addends {addends}{stored}, norms {norms}")
+    }
 }
 
 impl Shape {
@@ -41,7 +55,7 @@ pub fn layer_shapes() -> Vec<Shape> {
 }
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -50,6 +64,9 @@ pub struct Report {
     pub dtype: String,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// Rate of a large device-to-device copy, read and write together.
     pub copy_bytes_per_s: f64,
     /// One shape each.
@@ -57,40 +74,74 @@ pub struct Report {
 }
 
 /// What was measured on one shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it, with units")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
+    /// What is joined.
     #[serde(flatten)]
     pub shape: Shape,
+    /// Bytes read and written, each once.
     pub bytes: usize,
     /// Distinct sets of operands in rotation.
     pub sets: usize,
+    /// Every sample, µs a launch, in the order of the rounds.
     pub samples_us: Vec<f64>,
+    /// Their median, µs.
     pub median_us: Spread,
     /// Bytes over the median, over the copy's rate.
     pub copy_share: f64,
+    /// The same join on the same operands again and again, which the L2 cache holds where they fit; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hot: Option<Hot>,
+    /// After the rounds that warm up; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
+    /// After the samples.
     pub state_after: Option<DeviceState>,
+}
+
+/// What operands take that the kernel before has just left in the cache.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Hot {
+    /// Every sample, µs a launch, in the order of the rounds.
+    pub samples_us: Vec<f64>,
+    /// Their median, µs.
+    pub median_us: Spread,
 }
 
 impl Report {
     /// A line for each shape, in Markdown.
     pub fn markdown(&self) -> String {
-        let mut text = String::from(
-            "| rows × hidden_size | addends | sum | norms | µs | GB/s | of a copy's rate |\n\
-             | --- | --- | --- | --- | --- | --- | --- |\n",
+        let with_hot = self.cases.iter().any(|case| case.hot.is_some());
+        let [name, line] = if with_hot { [" hot, µs |", " --- |"] } else { [""; 2] };
+        let mut text = format!(
+            "| rows × hidden_size | addends | sum | norms | µs | GB/s | of a copy's rate |{name}\n\
+             | --- | --- | --- | --- | --- | --- | --- |{line}\n",
         );
-        for Case { shape, bytes, median_us, copy_share, .. } in &self.cases {
+        for Case { shape, bytes, median_us, copy_share, hot, .. } in &self.cases {
+            let time = |of: &Spread| format!("{:.2} ± {:.2}", of.median, of.half_width());
+            let hot = hot.as_ref().map_or_else(|| "–".to_owned(), |hot| time(&hot.median_us));
             let Shape { rows, hidden_size, addends, sum, norms } = shape;
             text += &format!(
-                "| {rows} × {hidden_size} | {addends} | {} | {norms} | {:.2} ± {:.2} | {:.0} | {:.0} % |\n",
+                "| {rows} × {hidden_size} | {addends} | {} | {norms} | {} | {:.0} | {:.0} % |{}\n",
                 if *sum { "stored" } else { "–" },
-                median_us.median,
-                median_us.half_width(),
+                time(median_us),
                 *bytes as f64 / median_us.median / 1e3,
-                copy_share * 100.0
+                copy_share * 100.0,
+                if with_hot { format!(" {hot} |") } else { String::new() }
             );
         }
         text
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let hot = case.hot.iter().map(|hot| ("hot".to_owned(), hot.median_us));
+            let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot);
+            warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
@@ -104,18 +155,19 @@ pub use on_device::Experiment;
 
 #[cfg(feature = "cuda")]
 mod on_device {
-    use super::{Case, Report, SCHEMA, Shape};
+    use super::{Case, Hot, Report, SCHEMA, Shape};
     use crate::config::BatchShape;
-    use crate::cpu::oracle::{self, Rounding};
     use crate::dtype::Dtype;
     use crate::error::{Error, Result};
     use crate::gpu::kernel::{self, JoinOperands, Norm};
     use crate::gpu::{Batch, Device, Stream, Tensor};
+    use crate::measure::baseline::Identity;
     use crate::measure::kernels::Timer;
     use crate::measure::machine::{self, Monitor};
     use crate::measure::report::Run;
+    use crate::measure::spot;
     use crate::measure::statistics::Median;
-    use crate::measure::timing::{Candidate, Effort, interleave};
+    use crate::measure::timing::{Effort, Sampled, observe};
     use crate::weights::{NormWeights, random_activations};
 
     const EPS: f32 = 1e-5;
@@ -154,6 +206,11 @@ mod on_device {
     }
 
     impl Experiment {
+        /// What a result on `device` will be one of.
+        pub fn identity(&self, device: &Device) -> Identity {
+            Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+        }
+
         /// Verifies and measures every shape; `on_case` hears which is next.
         ///
         /// # Errors
@@ -172,12 +229,11 @@ mod on_device {
                 dtype: self.dtype.to_string(),
                 method: format!(
                     "Before timing, three rows of each output against f64. A sample is the device time of one graph that joins \
-                     each of several distinct sets of operands, together at least three times the L2 cache, divided by their \
-                     number; {} to {} rounds or {:.2} s. Bytes: addends, sum and norms once each.",
-                    self.effort.min_rounds,
-                    self.effort.max_rounds,
-                    self.effort.budget.as_secs_f64()
+                     each of several distinct sets of operands, together at least three times the L2 cache (hot: as often the same one), divided by their \
+                     number; {}. Bytes: addends, sum and norms once each.",
+                    self.effort.rounds()
                 ),
+                noise_target: self.effort.noise,
                 copy_bytes_per_s,
                 cases,
             })
@@ -195,7 +251,7 @@ mod on_device {
             let device_vectors = vectors.iter().map(|of| Ok((upload(1, &of.gamma)?, upload(1, &of.beta)?)));
             let device_vectors = device_vectors.collect::<Result<Vec<_>>>()?;
             let poisoned = || Tensor::poisoned(device, self.dtype, rows, hidden);
-            let mut operands = (0..sets)
+            let mut operands = (0..sets + 1)
                 .map(|_| {
                     Ok(Set {
                         addends: (0..addends).map(|_| source.repeated(rows, hidden)).collect::<Result<_>>()?,
@@ -205,14 +261,26 @@ mod on_device {
                 })
                 .collect::<Result<Vec<_>>>()?;
             kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?.launch(&stream)?;
-            for set in [&operands[0], &operands[sets - 1]] {
-                self.verify(shape, set, &vectors)?;
+            for set in [&operands[0], &operands[sets - 1], &operands[sets]] {
+                let norms: Vec<_> = set.outs.iter().zip(&vectors).collect();
+                spot::join(shape, &set.addends, set.sum.as_ref(), &norms, EPS)?;
             }
-            let graph = kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?;
+            // The last set is for the hot launches alone.
+            let (cold, hot) = operands.split_at_mut(sets);
+            let graph = kernel::record_joins(&stream, &mut joins(cold, &batch, &device_vectors))?;
+            let again = joins(hot, &batch, &device_vectors).remove(0);
+            let again = kernel::record_join_again(&stream, again, sets)?;
             let timer = Timer::new(&stream)?;
-            let mut candidates: [Candidate<'_>; 1] = [Box::new(|| timer.replay(&graph, sets))];
-            let samples_us = interleave(&mut candidates, self.effort, |_| ())?.remove(0);
-            let median = Median::of(&samples_us).ok_or_else(|| Error::Verification("a time is not a number".into()))?;
+            let mut candidates = [timer.candidate("norm", &graph, sets)?, timer.candidate("norm", &again, sets)?];
+            let Sampled { mut samples_us, state_before, state_after } =
+                observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
+            let median = |samples: &[f64]| {
+                Median::of(samples).ok_or_else(|| Error::Verification("a time is not a number".into()))
+            };
+            let hot_us = samples_us.remove(1);
+            let hot = Hot { median_us: median(&hot_us)?.into(), samples_us: hot_us };
+            let samples_us = samples_us.remove(0);
+            let median = median(&samples_us)?;
             Ok(Case {
                 shape,
                 bytes: shape.bytes(),
@@ -220,37 +288,10 @@ mod on_device {
                 samples_us,
                 median_us: median.into(),
                 copy_share: shape.bytes() as f64 / (median.value * 1e-6) / copy_bytes_per_s,
-                state_after: monitor.state(),
+                hot: Some(hot),
+                state_before,
+                state_after,
             })
-        }
-
-        /// The first row, the last, and one amid them.
-        fn verify(&self, shape: Shape, set: &Set, vectors: &[NormWeights; 2]) -> Result<()> {
-            let epsilon = self.dtype.epsilon();
-            let rounded = |values: &[f32]| values.iter().map(|&x| self.dtype.round(x)).collect::<Vec<_>>();
-            for row in [0, shape.rows / 2, shape.rows - 1] {
-                let addends = set.addends.iter().map(|addend| addend.row(row)).collect::<Result<Vec<_>>>()?;
-                let addends: Vec<Vec<f64>> =
-                    addends.iter().map(|addend| addend.iter().map(|&x| f64::from(x)).collect()).collect();
-                let addends: Vec<&[f64]> = addends.iter().map(Vec::as_slice).collect();
-                let norms = vectors
-                    .iter()
-                    .map(|of| NormWeights { gamma: rounded(&of.gamma), beta: rounded(&of.beta) })
-                    .collect::<Vec<_>>();
-                let outputs = set.outs.iter().zip(norms.iter().map(Some)).chain(set.sum.iter().zip([None]));
-                for (out, norm) in outputs {
-                    let exact = oracle::norm_join(&addends, shape.hidden_size, norm, EPS, Rounding::Exact)?;
-                    for (column, (&got, exact)) in out.row(row)?.iter().zip(exact).enumerate() {
-                        let (got, bound) = (f64::from(got), epsilon * exact.abs() + 1e-4);
-                        if got.is_nan() || (got - exact).abs() > bound {
-                            return Err(Error::Verification(format!(
-                                "join {shape:?}: element ({row}, {column}) is {got}, not {exact} ± {bound:.2e}"
-                            )));
-                        }
-                    }
-                }
-            }
-            Ok(())
         }
     }
 }
@@ -258,6 +299,25 @@ mod on_device {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hot_times_have_a_column_where_there_are_any() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/norm-h100.json");
+        let mut report: Report = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(!report.markdown().contains("hot"));
+        let median_us = Spread { median: 2.0, low: 1.9, high: 2.05, confidence: 0.96 };
+        report.cases[0].hot = Some(Hot { samples_us: vec![2.0], median_us });
+        report.noise_target = Some(0.01);
+        let markdown = report.markdown();
+        let lines: Vec<_> = markdown.lines().collect();
+        assert!(
+            lines[0].ends_with("| of a copy's rate | hot, µs |") && lines[1].ends_with("| --- | --- |"),
+            "{markdown}"
+        );
+        assert!(lines[2].ends_with(" % | 2.00 ± 0.10 |") && lines[3].ends_with(" % | – |"), "{markdown}");
+        let noisy = "128 × 1024, addends 1, norms 1: noise above ± 1 %: hot ± 5.0 %".to_owned();
+        assert!(report.warnings().contains(&noisy), "{:?}", report.warnings());
+    }
 
     #[test]
     fn bytes_count_each_operand_once() {

@@ -1,17 +1,19 @@
 //! Result files: everything that a run found, as JSON or CSV, and tables for people.
 
 mod checkpoint;
+mod destination;
 mod picks;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{Checkpoint, WeightFile};
+pub use destination::Destination;
 
 use super::statistics::Median;
+use super::warnings;
 use crate::config::EncoderConfig;
 use crate::verify::Comparison;
 
@@ -19,7 +21,7 @@ use crate::verify::Comparison;
 pub const SCHEMA: &str = "paf-cuda/speedup/1";
 
 /// One run of the comparison.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -39,6 +41,9 @@ pub struct Report {
     pub seed: u64,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// What the machine can do at most.
     pub ceilings: Ceilings,
     /// One batch shape each.
@@ -46,7 +51,7 @@ pub struct Report {
 }
 
 /// What every result file begins with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Run {
     /// Name and version of the layout of the rest.
     pub schema: String,
@@ -74,7 +79,7 @@ impl Run {
 }
 
 /// What it ran on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Machine {
     /// The host's processor.
     pub cpu: String,
@@ -93,20 +98,26 @@ pub struct Machine {
 }
 
 /// Dimensions, by their Hugging Face names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of LayerConfig")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Config {
+    /// Layers.
     pub num_hidden_layers: usize,
+    /// Width of the activations between layers.
     pub hidden_size: usize,
+    /// Query heads.
     pub num_attention_heads: usize,
-    /// Absent in older files, which have as many as `num_attention_heads`.
+    /// Key and value heads; absent in older files, which have as many as `num_attention_heads`.
     pub num_key_value_heads: Option<usize>,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Width of the FFN's inner layer.
     pub intermediate_size: usize,
+    /// The FFN's activation function.
     pub hidden_act: String,
     /// Whether the FFN has a gate; absent in older files, whose have none.
     #[serde(default)]
     pub gated: bool,
+    /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
     /// Dimensions of each head that are rotated by position, if there are any; absent in older files, too.
     pub rotary_dim: Option<usize>,
@@ -134,28 +145,38 @@ impl Config {
 }
 
 /// The two ceilings of the roofline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see roofline::Ceilings")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Ceilings {
+    /// Matrix products, FLOP/s; null where it is not known.
     pub flops_per_s: Option<f64>,
+    /// Memory traffic, reads and writes together, bytes/s.
     pub bytes_per_s: f64,
+    /// Where the two numbers come from.
     pub source: String,
 }
 
 /// Clocks and power at one moment; what could not be read is absent.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it, with units")]
+#[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct DeviceState {
+    /// Clock of the multiprocessors, MHz.
     pub sm_clock_mhz: Option<u32>,
+    /// Clock of the memory, MHz.
     pub memory_clock_mhz: Option<u32>,
+    /// Power drawn, W.
     pub power_w: Option<f64>,
+    /// Limit of that, W.
     pub power_limit_w: Option<f64>,
+    /// Temperature, °C.
     pub temperature_c: Option<u32>,
+    /// Temperature from which on clocks may be lowered, °C; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature_limit_c: Option<u32>,
+    /// Why clocks are as they are, `ThrottleReasons(A | B)` with NVML's names, or `ThrottleReasons(0x0)`.
     pub throttle_reasons: Option<String>,
 }
 
 /// All variants on one batch shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// Sequences.
     pub batch: usize,
@@ -183,13 +204,17 @@ pub struct Case {
 }
 
 /// A comparison with the oracle that held.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see verify::Comparison")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Verified {
+    /// Design, plan and batch that were compared.
     pub what: String,
+    /// Largest absolute error of an element.
     pub max_error: f64,
+    /// What that may be at most.
     pub bound: f64,
+    /// Norm of the errors over the norm of the exact result.
     pub relative_l2: f64,
+    /// What that may be at most.
     pub relative_l2_bound: f64,
 }
 
@@ -201,7 +226,7 @@ impl Verified {
 }
 
 /// One way to run the layers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Variant {
     /// Design, by its short name.
     pub design: String,
@@ -225,13 +250,23 @@ pub struct Variant {
     pub speedup_over_saf: Spread,
 }
 
+impl Variant {
+    /// Design, schedule and mode.
+    pub(super) fn name(&self) -> String {
+        format!("{} {} ({})", self.design, self.schedule, self.mode)
+    }
+}
+
 /// A median with its interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see statistics::Median")]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Spread {
+    /// The sample median.
     pub median: f64,
+    /// Lower end of the interval.
     pub low: f64,
+    /// Upper end of the interval.
     pub high: f64,
+    /// Probability that such an interval covers the true median: 0.95 or more, less with fewer than six samples.
     pub confidence: f64,
 }
 
@@ -241,9 +276,19 @@ impl From<Median> for Spread {
     }
 }
 
+impl From<Spread> for Median {
+    fn from(s: Spread) -> Self {
+        Self { value: s.median, low: s.low, high: s.high, confidence: s.confidence }
+    }
+}
+
 impl Spread {
     pub(super) fn half_width(&self) -> f64 {
-        (self.high - self.median).max(self.median - self.low)
+        Median::from(*self).half_width()
+    }
+
+    pub(super) fn is_within(&self, share: f64) -> bool {
+        Median::from(*self).is_within(share)
     }
 }
 
@@ -256,6 +301,12 @@ pub(super) fn json(report: &impl Serialize) -> String {
 pub(super) fn significant(x: f64) -> String {
     let digits = 2 - x.abs().max(1e-9).log10().floor() as i32;
     format!("{x:.*}", digits.clamp(0, 9) as usize)
+}
+
+/// A share that somebody has chosen, in per cent: `0.5` for 0.005, without the digits that binary fractions add.
+pub fn percent(share: f64) -> String {
+    let text = format!("{:.9}", share * 100.0);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
 /// A table for a terminal.
@@ -363,15 +414,24 @@ impl Report {
                     _ => continue,
                 };
                 lines.push(format!(
-                    "{}: {} {} ({}) {verdict}: {median:.3} [{low:.3}, {high:.3}]",
+                    "{}: {} {verdict}: {median:.3} [{low:.3}, {high:.3}]",
                     shape_name(case.batch, case.seq_len, case.packed),
-                    v.design,
-                    v.schedule,
-                    v.mode
+                    v.name()
                 ));
             }
         }
         lines
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let name = shape_name(case.batch, case.seq_len, case.packed);
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let rows = case.variants.iter().map(|v| (v.name(), v.median_us));
+            warnings::of_case(&name, states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
@@ -380,61 +440,15 @@ impl Report {
     }
 }
 
-/// A result file that is opened before the measuring and appears whole after it, or not at all.
-#[derive(Debug)]
-pub struct Destination {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: Option<std::fs::File>,
-}
-
-impl Destination {
-    /// Makes sure that `path` can be written, without touching what is there.
-    ///
-    /// # Errors
-    /// What creating a file beside it gives.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        if path.is_dir() {
-            return Err(std::io::Error::new(std::io::ErrorKind::IsADirectory, "is a directory"));
-        }
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or(path.as_os_str()));
-        name.push(format!(".{}.part", std::process::id()));
-        let temporary = path.with_file_name(name);
-        let file = Some(std::fs::File::create(&temporary)?);
-        Ok(Self { path: path.to_owned(), temporary, file })
-    }
-
-    /// Writes a part, in the order of the calls.
-    ///
-    /// # Errors
-    /// What writing gives.
-    pub fn append(&mut self, part: &[u8]) -> std::io::Result<()> {
-        self.file.as_mut().expect("it is open until it is finished").write_all(part)
-    }
-
-    /// Writes `rest`, after what was appended, and puts the file in its place.
-    ///
-    /// # Errors
-    /// What writing or renaming gives; nothing is left behind then.
-    pub fn finish(mut self, rest: impl AsRef<[u8]>) -> std::io::Result<()> {
-        let mut file = self.file.take().expect("finish is called once");
-        file.write_all(rest.as_ref())?;
-        file.sync_all()?;
-        std::fs::rename(&self.temporary, &self.path)
-    }
-}
-
-impl Drop for Destination {
-    fn drop(&mut self) {
-        // After `finish` it is gone already.
-        let _ = std::fs::remove_file(&self.temporary);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_as_they_were_chosen() {
+        let shares = [0.005, 0.007, 0.07, 0.02, 0.5, 1.0, 1e-8, 1.0 / 3.0];
+        assert_eq!(shares.map(percent), ["0.5", "0.7", "7", "2", "50", "100", "0.000001", "33.333333333"]);
+    }
 
     #[test]
     fn three_digits_count() {
@@ -442,22 +456,5 @@ mod tests {
             [0.010_46, 0.1046, 1.0, 35.66, 391.4, 1023.0].map(significant),
             ["0.0105", "0.105", "1.00", "35.7", "391", "1023"]
         );
-    }
-
-    #[test]
-    fn a_destination_appears_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("result.json");
-        std::fs::write(&path, "old").unwrap();
-        let entries = || std::fs::read_dir(folder.path()).unwrap().count();
-        drop(Destination::open(&path).unwrap());
-        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("old", 1));
-        let mut destination = Destination::open(&path).unwrap();
-        destination.append(b"ne").unwrap();
-        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("old", 2));
-        destination.finish("w").unwrap();
-        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries()), ("new", 1));
-        assert!(Destination::open(folder.path()).is_err());
-        assert!(Destination::open(&folder.path().join("missing/result.json")).is_err());
     }
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::report::{self, Run};
-use super::{attention, complexity, gemm, norm, plan};
+use super::{attention, complexity, gemm, norm, peak, plan};
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,8 @@ pub enum Results {
     Attention(attention::Report),
     /// Of `paf kernels norm`.
     Norm(norm::Report),
+    /// Of `paf peak`.
+    Peak(peak::Report),
 }
 
 /// Why a text holds no results.
@@ -35,8 +37,8 @@ pub enum Unreadable {
 }
 
 /// The schemas that [`Results::parse`] reads.
-pub const SCHEMAS: [&str; 6] =
-    [report::SCHEMA, plan::SCHEMA, complexity::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA];
+pub const SCHEMAS: [&str; 7] =
+    [report::SCHEMA, plan::SCHEMA, complexity::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, peak::SCHEMA];
 
 /// The schema that a result file's text states.
 ///
@@ -68,6 +70,7 @@ impl Results {
             gemm::SCHEMA => of(text, Self::Gemm),
             attention::SCHEMA => of(text, Self::Attention),
             norm::SCHEMA => of(text, Self::Norm),
+            peak::SCHEMA => of(text, Self::Peak),
             _ => Err(Unreadable::Schema(schema)),
         }
     }
@@ -81,6 +84,7 @@ impl Results {
             Self::Gemm(report) => &report.run,
             Self::Attention(report) => &report.run,
             Self::Norm(report) => &report.run,
+            Self::Peak(report) => &report.run,
         }
     }
 
@@ -93,6 +97,7 @@ impl Results {
             Self::Gemm(report) => &report.method,
             Self::Attention(report) => &report.method,
             Self::Norm(report) => &report.method,
+            Self::Peak(report) => &report.method,
         }
     }
 
@@ -105,6 +110,7 @@ impl Results {
             Self::Gemm(report) => report.markdown(),
             Self::Attention(report) => report.markdown(),
             Self::Norm(report) => report.markdown(),
+            Self::Peak(report) => report.markdown(),
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::backend::{Backend, Branch, Cpu, ORACLE_LAYERS, Plan};
+use super::backend::{Backend, Branch, CPU_ELEMENT, Cpu, ORACLE_LAYERS, Plan};
+use super::baseline::Identity;
+use super::machine;
 use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
 use super::statistics::{Median, paired_ratio};
-use super::timing::Effort;
+use super::timing::{Effort, Sampled};
 use crate::config::{BatchShape, Design, EncoderConfig, Schedule};
 #[cfg(feature = "cuda")]
 use crate::dtype::Dtype;
@@ -247,6 +249,18 @@ impl Experiment {
         Ok(modes.flat_map(of_mode).collect())
     }
 
+    /// What a result on `engine` will be one of.
+    pub fn identity(&self, engine: &Engine) -> Identity {
+        let (device, dtype) = match engine {
+            Engine::Cpu => (machine::host().name(), CPU_ELEMENT),
+            #[cfg(feature = "cuda")]
+            Engine::Gpu(device, dtype) => (device.info().name.clone(), dtype.name()),
+        };
+        let checkpoint = self.weights.checkpoint().map(|checkpoint| checkpoint.name);
+        let config = report::Config::of(&self.config, self.rotary_left_out);
+        Identity::of_layers(device, dtype, &config, checkpoint.as_deref())
+    }
+
     /// Makes the weights, verifies, measures. `on_step` hears what goes on, with the shape's index.
     ///
     /// # Errors
@@ -297,6 +311,7 @@ impl Experiment {
             config: report::Config::of(&self.config, self.rotary_left_out),
             seed: self.seed,
             method: self.method(backend.name(), choices.contains(&Choice::Auto)),
+            noise_target: self.effort.noise,
             ceilings: report::Ceilings {
                 flops_per_s: ceilings.flops_per_s,
                 bytes_per_s: ceilings.bytes_per_s,
@@ -326,9 +341,8 @@ impl Experiment {
                 found,
             ));
         }
-        let state_before = backend.state();
-        let samples = backend.measure(variants, shape, self.effort, on_round)?;
-        let state_after = backend.state();
+        let Sampled { samples_us: samples, state_before, state_after } =
+            backend.measure(variants, shape, self.effort, on_round)?;
 
         let work = Work::of(&self.config, shape, backend.element_bytes());
         let floor_us = work.floor_us(ceilings);
@@ -390,12 +404,9 @@ impl Experiment {
             "{weights}{planned} Before timing: the first {ORACLE_LAYERS} layers against an f64 \
              oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants with the same kernels agree \
              bitwise and all outputs are finite. A sample is the {sample}; variants alternate within each round, beginning \
-             with another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics \
+             with another one each round; {}. Intervals: order statistics \
              of the median. Ratios: median of the rounds' ratios.{baseline}",
-            self.effort.warm_up_rounds,
-            self.effort.min_rounds,
-            self.effort.max_rounds,
-            self.effort.budget.as_secs_f64()
+            self.effort.rounds()
         )
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::plant;
 use crate::error::{Error, Result};
 
 /// What a comparison with the oracle found.
@@ -87,6 +88,7 @@ pub fn compare(got: &[f32], exact: &[f64], naive: &[f64], epsilon: f64, cols: us
             )));
         }
     }
+    let got = &*plant::seen(got);
     let unit_roundoff = epsilon / 2.0;
     let widened = || got.iter().map(|&value| f64::from(value));
     let largest = exact.iter().fold(0.0, |max: f64, value| max.max(value.abs()));

@@ -6,6 +6,7 @@ mod bound;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub(crate) mod plant;
 
 pub use bound::{Comparison, compare};
 

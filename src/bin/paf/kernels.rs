@@ -8,12 +8,14 @@ use clap::{Args, Subcommand};
 use comfy_table::Table;
 use paf_cuda::gpu::kernel;
 use paf_cuda::measure::attention::{self, Peer};
+use paf_cuda::measure::peak::{self, Peak};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::measure::{gemm, norm};
 use paf_cuda::{Dtype, Error};
 
-use super::options;
-use super::output::{Sink, note, print, progress, write_result};
+use super::baseline::{BaselineArguments, compared};
+use super::options::{self, NoiseArguments};
+use super::output::{Sink, note, print, progress, warnings, write_result};
 use super::select::DeviceArguments;
 
 #[derive(Debug, Subcommand)]
@@ -48,6 +50,10 @@ pub struct How {
     /// Seconds to sample each shape for.
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
+    #[command(flatten)]
+    noise: NoiseArguments,
+    #[command(flatten)]
+    baseline: BaselineArguments,
     /// Write everything, with all raw samples, to a file, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
@@ -114,10 +120,16 @@ fn list(arguments: &List) -> Result<()> {
     print(&table.to_string())
 }
 
-/// For `seconds` a case.
-fn effort(seconds: f64) -> Result<Effort> {
-    let budget = options::seconds(seconds)?;
-    Ok(Effort { min_rounds: 7, max_rounds: 101, budget, ..Effort::default() })
+/// What the column "of measured" is about.
+fn peak_line(peak: Option<&Peak>) -> String {
+    peak.map_or_else(String::new, |peak| peak.line() + "\n")
+}
+
+impl How {
+    fn effort(&self) -> Result<Effort> {
+        let (budget, noise) = (options::seconds(self.seconds)?, Some(self.noise.share()?));
+        Ok(Effort { min_rounds: 7, max_rounds: 101, budget, noise, ..Effort::default() })
+    }
 }
 
 /// The variants that are named, and whether `all` is.
@@ -127,7 +139,7 @@ fn variants<V: FromStr<Err = Error>>(names: &[String]) -> Result<(Vec<V>, bool)>
 }
 
 fn gemm(arguments: &Gemm) -> Result<()> {
-    let effort = effort(arguments.how.seconds)?;
+    let effort = arguments.how.effort()?;
     let (variants, every_variant) = variants(&arguments.variants)?;
     let mut shapes = if arguments.shapes.is_empty() { gemm::layer_shapes() } else { arguments.shapes.clone() };
     let rows = arguments.min_m.unwrap_or(0)..=arguments.max_m.unwrap_or(usize::MAX);
@@ -138,10 +150,15 @@ fn gemm(arguments: &Gemm) -> Result<()> {
             Error::InvalidConfig { field: "min-m, max-m", got, expected: "a range with shapes in it".into() }.into()
         );
     }
+    let baseline = arguments.how.baseline.open(gemm::SCHEMA)?;
     let sink = Sink::open(arguments.how.json.as_deref())?;
-    let experiment = gemm::Experiment { shapes, dtype: arguments.how.dtype, variants, every_variant, effort };
+    let dtype = arguments.how.dtype;
+    let mut experiment = gemm::Experiment { shapes, dtype, variants, every_variant, peak: None, effort };
     let device = arguments.how.device.open()?;
+    baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&device)))?;
     let bar = progress(experiment.shapes.len());
+    bar.set_message("measuring the peak");
+    experiment.peak = Some(peak::of_device(&device, dtype, effort)?.peak);
     let report = experiment.run(&device, |i, (m, n, k)| {
         bar.set_position(i as u64);
         bar.set_message(format!("{m} × {n} × {k}"));
@@ -150,32 +167,47 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     if report.cublaslt_version.is_none() {
         note("cuBLASLt was not found (libcublasLt.so on the loader's path): measured without the peer");
     }
-    let text =
-        report.table() + "\nTime of cuBLASLt / ours: geometric means over the planned variants\n" + &report.markdown();
-    write_result(sink, &text, &report.json())
+    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let means = "\nTime of cuBLASLt / ours: geometric means over the planned variants\n";
+    let text = report.table()
+        + &peak_line(report.measured_peak.as_ref())
+        + &warnings(&report.warnings())
+        + means
+        + &report.markdown()
+        + &beside;
+    write_result(sink, &text, &report.json())?;
+    verdict
 }
 
 fn norm(how: &How) -> Result<()> {
-    let effort = effort(how.seconds)?;
+    let effort = how.effort()?;
+    let baseline = how.baseline.open(norm::SCHEMA)?;
     let sink = Sink::open(how.json.as_deref())?;
     let experiment = norm::Experiment { shapes: norm::layer_shapes(), dtype: how.dtype, effort };
     let device = how.device.open()?;
+    baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&device)))?;
     let bar = progress(experiment.shapes.len());
     let report = experiment.run(&device, |i, shape| {
         bar.set_position(i as u64);
         bar.set_message(format!("{} × {}", shape.rows, shape.hidden_size));
     })?;
     bar.finish_and_clear();
-    write_result(sink, &report.markdown(), &report.json())
+    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let text = report.markdown() + &warnings(&report.warnings()) + &beside;
+    write_result(sink, &text, &report.json())?;
+    verdict
 }
 
 fn attention(arguments: &Attention) -> Result<()> {
-    let effort = effort(arguments.how.seconds)?;
+    let effort = arguments.how.effort()?;
     let (variants, every_variant) = variants(&arguments.variants)?;
     let shapes = if arguments.shapes.is_empty() { attention::layer_shapes() } else { arguments.shapes.clone() };
+    let baseline = arguments.how.baseline.open(attention::SCHEMA)?;
     let sink = Sink::open(arguments.how.json.as_deref())?;
-    let experiment = attention::Experiment { shapes, dtype: arguments.how.dtype, variants, every_variant, effort };
+    let dtype = arguments.how.dtype;
+    let mut experiment = attention::Experiment { shapes, dtype, variants, every_variant, peak: None, effort };
     let device = arguments.how.device.open()?;
+    baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&device)))?;
     let mut peer = match arguments.peer.as_deref() {
         Some("none") => None,
         Some(python) => Some(Peer::start(python, device.info().ordinal)?),
@@ -188,11 +220,21 @@ fn attention(arguments: &Attention) -> Result<()> {
         },
     };
     let bar = progress(experiment.shapes.len());
+    bar.set_message("measuring the peak");
+    experiment.peak = Some(peak::of_device(&device, dtype, effort)?.peak);
     let report = experiment.run(&device, peer.as_mut(), |i, shape| {
         bar.set_position(i as u64);
         bar.set_message(shape.to_string());
     })?;
     bar.finish_and_clear();
-    let text = report.table() + "\nTime of PyTorch's back ends / ours\n" + &report.markdown();
-    write_result(sink, &text, &report.json())
+    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let ratios = "\nTime of PyTorch's back ends / ours\n";
+    let text = report.table()
+        + &peak_line(report.measured_peak.as_ref())
+        + &warnings(&report.warnings())
+        + ratios
+        + &report.markdown()
+        + &beside;
+    write_result(sink, &text, &report.json())?;
+    verdict
 }

@@ -1,8 +1,10 @@
 //! `paf`: the speedup of parallel attention and FFN on this machine, and what is needed to trust it.
 //!
 //! Exit codes: 0 done; 1 something failed (a wrong result, no driver, no memory, a file that cannot be written); 2 the
-//! command line or the configuration asks for what cannot be.
+//! command line or the configuration asks for what cannot be; 3 everything was done, and a row has become slower than in the result
+//! that `--baseline` names.
 
+mod baseline;
 mod complexity;
 mod doctor;
 #[cfg(feature = "cuda")]
@@ -10,6 +12,7 @@ mod kernels;
 mod models;
 mod options;
 mod output;
+mod peak;
 #[cfg(feature = "cuda")]
 mod plan;
 mod report;
@@ -30,6 +33,7 @@ use paf_cuda::checkpoint::CheckpointError;
 /// Parallel attention and feed-forward (PAF) beside the serial design (SAF): verified, then measured.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad usage or configuration, 3 slower than the --baseline.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,6 +54,8 @@ enum Command {
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
     Kernels(kernels::Command),
+    /// Measure what this machine reaches: the rates of a large product and of a large copy.
+    Peak(peak::Arguments),
     /// Run a checkpoint over texts: vectors, predictions for masks, or for the next token.
     #[cfg(feature = "tokenizers")]
     Run(Box<run::Arguments>),
@@ -70,6 +76,7 @@ fn main() -> ExitCode {
         Command::Complexity(arguments) => complexity::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
+        Command::Peak(arguments) => peak::run(&arguments),
         #[cfg(feature = "tokenizers")]
         Command::Run(arguments) => run::run(&arguments),
         Command::Doctor => doctor::run(),
@@ -87,6 +94,9 @@ fn main() -> ExitCode {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<baseline::Slower>() {
+        return 3;
+    }
     match error.downcast_ref::<Error>() {
         Some(
             Error::InvalidConfig { .. }

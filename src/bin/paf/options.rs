@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use paf_cuda::config::{Rotary, preset};
+use paf_cuda::measure::timing::NOISE;
 use paf_cuda::{BatchShape, Design, EncoderConfig, Error, LayerConfig};
 
 /// The layers.
@@ -170,6 +171,31 @@ impl ShapeArguments {
         }
         Ok(shapes)
     }
+}
+
+/// When the samples are quiet enough.
+#[derive(Debug, Args)]
+pub struct NoiseArguments {
+    /// Stop sampling when the 95 % interval of every median is within so many per cent of it to either side, if --seconds allow; rows
+    /// that are noisier are named.
+    #[arg(long, value_name = "PERCENT", default_value_t = NOISE * 100.0)]
+    noise: f64,
+}
+
+impl NoiseArguments {
+    /// As a share.
+    pub fn share(&self) -> Result<f64> {
+        percent("noise", self.noise)
+    }
+}
+
+/// A percentage as a share.
+pub fn percent(field: &'static str, percent: f64) -> Result<f64> {
+    if !(percent > 0.0 && percent <= 100.0) {
+        let (got, expected) = (percent.to_string(), "a percentage above 0, up to 100".into());
+        return Err(Error::InvalidConfig { field, got, expected }.into());
+    }
+    Ok(percent / 100.0)
 }
 
 /// What `--seconds` may be.

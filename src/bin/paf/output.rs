@@ -26,6 +26,14 @@ pub fn note(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// What casts doubt on a result, for under its table; stderr hears that there is something.
+pub fn warnings(lines: &[String]) -> String {
+    if !lines.is_empty() {
+        note(&format!("warning: {} reasons to doubt these times, see under the table", lines.len()));
+    }
+    lines.iter().map(|line| format!("warning: {line}\n")).collect()
+}
+
 /// Where `--json`, `--csv`, `--plot` or `--output` puts its data.
 pub enum Sink {
     Stdout,
@@ -73,7 +81,6 @@ impl Sink {
 }
 
 /// The tables on stdout, or on stderr where stdout carries the data.
-#[cfg(feature = "cuda")]
 pub fn write_result(sink: Option<Sink>, text: &str, json: &str) -> Result<()> {
     match sink {
         Some(sink) => {

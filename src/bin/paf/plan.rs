@@ -9,7 +9,7 @@ use paf_cuda::measure::report::shape_name;
 use paf_cuda::{BatchShape, Dtype};
 
 use super::options::{self, ModelArguments, ShapeArguments};
-use super::output::{Sink, note, progress, write_result};
+use super::output::{Sink, progress, warnings, write_result};
 use super::select::DeviceArguments;
 
 #[derive(Debug, Args)]
@@ -78,10 +78,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     });
     bar.finish_and_clear();
     let report = report?;
-    for warning in report.cases.iter().flat_map(|case| &case.warnings) {
-        note(&format!("warning: {warning}"));
-    }
-    write_result(sink, &text(&report, arguments.candidates), &report.json())
+    let text = text(&report, arguments.candidates) + &warnings(&report.warnings());
+    write_result(sink, &text, &report.json())
 }
 
 /// Tokens from 64 to 16384, in sequences of 128 where they are more than one.

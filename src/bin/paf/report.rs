@@ -87,7 +87,8 @@ fn file(path: &Path) -> Result<File> {
     }
 }
 
-fn read(path: &Path) -> Result<String> {
+/// A file's text.
+pub fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 #[cfg(feature = "checkpoint")]
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Result;
 #[cfg(feature = "tokenizers")]
@@ -11,13 +10,14 @@ use clap::ArgGroup;
 use clap::{Args, ValueEnum};
 #[cfg(feature = "checkpoint")]
 use paf_cuda::checkpoint::Checkpoint;
-use paf_cuda::measure::report::{Report, shape_name};
+use paf_cuda::measure::report::{self, Report, shape_name};
 use paf_cuda::measure::speedup::{Choice, Engine, Experiment, Mode, Step, Weights};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{BatchShape, Dtype, Error};
 
-use super::options::{self, Model, ModelArguments, ShapeArguments};
-use super::output::{Sink, note, print, progress};
+use super::baseline::{BaselineArguments, compared};
+use super::options::{self, Model, ModelArguments, NoiseArguments, ShapeArguments};
+use super::output::{Sink, note, print, progress, warnings};
 #[cfg(feature = "tokenizers")]
 use super::run::texts::TextArguments;
 use super::select::{self, Backend, DeviceArguments};
@@ -62,6 +62,8 @@ pub struct Arguments {
     /// Seconds to sample each batch shape for.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    #[command(flatten)]
+    noise: NoiseArguments,
     /// Seed of activations, and of weights that are random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -71,6 +73,8 @@ pub struct Arguments {
     /// Write a line a variant to a file, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     csv: Option<PathBuf>,
+    #[command(flatten)]
+    baseline: BaselineArguments,
     #[cfg(feature = "tokenizers")]
     #[command(flatten, next_help_heading = "Texts, whose lengths in the checkpoint's tokens are one packed batch")]
     texts: TextArguments,
@@ -83,9 +87,14 @@ enum Launch {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let budget = options::seconds(arguments.seconds)?;
+    let effort = Effort {
+        budget: options::seconds(arguments.seconds)?,
+        noise: Some(arguments.noise.share()?),
+        ..Effort::default()
+    };
+    let baseline = arguments.baseline.open::<Report>(report::SCHEMA)?;
     let engine = engine(arguments)?;
-    let experiment = experiment(arguments, matches!(engine, Engine::Cpu), budget)?;
+    let experiment = experiment(arguments, matches!(engine, Engine::Cpu), effort)?;
     let sinks = [Sink::open(arguments.json.as_deref())?, Sink::open(arguments.csv.as_deref())?];
     if sinks.iter().flatten().filter(|sink| sink.is_stdout()).count() > 1 {
         let expected = "stdout for at most one of --json and --csv".into();
@@ -98,6 +107,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
+    baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&engine)))?;
 
     let bar = progress(experiment.shapes.len() * (experiment.effort.max_rounds + experiment.effort.warm_up_rounds));
     let report = experiment.run(&engine, |i, step| {
@@ -119,7 +129,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     });
     bar.finish_and_clear();
-    write(&report?, sinks)
+    let report = report?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    write(&report, &beside, sinks)?;
+    verdict
 }
 
 fn engine(arguments: &Arguments) -> Result<Engine> {
@@ -132,7 +145,7 @@ fn engine(arguments: &Arguments) -> Result<Engine> {
     Ok(Engine::Cpu)
 }
 
-fn experiment(arguments: &Arguments, cpu: bool, budget: Duration) -> Result<Experiment> {
+fn experiment(arguments: &Arguments, cpu: bool, effort: Effort) -> Result<Experiment> {
     let (model, weights) = model(arguments, cpu)?;
     let shapes = shapes(arguments, &weights, cpu)?;
     let modes = arguments.modes.iter().map(|mode| match mode {
@@ -148,7 +161,7 @@ fn experiment(arguments: &Arguments, cpu: bool, budget: Duration) -> Result<Expe
         shapes,
         weights,
         seed: arguments.seed,
-        effort: Effort { budget, ..Effort::default() },
+        effort,
     })
 }
 
@@ -176,7 +189,7 @@ fn shapes(arguments: &Arguments, weights: &Weights, cpu: bool) -> Result<Vec<Bat
 }
 
 /// The table and what it means on stdout, or on stderr where stdout carries data; the data where it was asked for.
-fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
+fn write(report: &Report, beside: &str, sinks: [Option<Sink>; 2]) -> Result<()> {
     let of_checkpoint = report.checkpoint.as_ref().map(|checkpoint| checkpoint.name.as_str());
     let name = of_checkpoint.or(report.model.as_deref()).unwrap_or("custom dimensions");
     let mut text = format!(
@@ -200,6 +213,8 @@ fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
     for line in report.losses() {
         text += &format!("note: {line}\n");
     }
+    text += &warnings(&report.warnings());
+    text += beside;
     if sinks.iter().flatten().any(Sink::is_stdout) {
         note(text.trim_end());
     } else {

@@ -4,14 +4,17 @@ use std::cell::RefCell;
 
 use crate::config::BatchShape;
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::kernel::{self, Attention, AttentionVariant};
 use crate::gpu::{Batch, Device, Graph, Stream, Tensor};
-use crate::measure::kernels::{self as common, Label, OURS, Timer};
+use crate::measure::baseline::Identity;
+use crate::measure::kernels::{self as common, Label, OURS, Timer, Work};
 use crate::measure::machine::{self, Monitor};
+use crate::measure::peak::Peak;
 use crate::measure::report::Run;
 use crate::measure::roofline;
-use crate::measure::timing::{Candidate, Effort, interleave};
+use crate::measure::spot;
+use crate::measure::timing::{Candidate, Effort, Sampled, observe};
 use crate::weights::random_activations;
 
 use super::peer::{Peer, Rotation};
@@ -28,6 +31,8 @@ pub struct Experiment {
     pub variants: Vec<AttentionVariant>,
     /// Measure every variant of [`kernel::attention_variants`] too, on hot operands.
     pub every_variant: bool,
+    /// What the device reaches, if that was measured, to hold times against.
+    pub peak: Option<Peak>,
     /// How long.
     pub effort: Effort,
 }
@@ -59,10 +64,15 @@ struct Operands {
 }
 
 impl Experiment {
+    /// What a result on `device` will be one of.
+    pub fn identity(&self, device: &Device) -> Identity {
+        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+    }
+
     /// Verifies and measures every shape, beside `peer` if there is one; `on_case` hears which is next.
     ///
     /// # Errors
-    /// [`Error::Verification`] before timing, if a result is wrong; whatever the device or the peer gives.
+    /// [`Error::Verification`](crate::Error::Verification) before timing, if a result is wrong; whatever the device or the peer gives.
     pub fn run(
         &self,
         device: &Device,
@@ -87,15 +97,15 @@ impl Experiment {
             method: format!(
                 "Before timing, rows of each candidate against attention in f64. A sample is the device time of one graph of \
                  several launches, divided by their number, after one replay that is not timed; candidates alternate within \
-                 each round, beginning with another one each round; {} to {} rounds or {:.2} s. Every candidate reads Q, K \
+                 each round, beginning with another one each round; {}. Every candidate reads Q, K \
                  and V in place from one packed product. PyTorch runs in a process of its own, which is idle while ours \
                  runs and the other way round. Hot: all launches read the same operands; cold: they rotate through \
                  operands of three times the L2 cache. Ratios: median of the rounds' ratios.",
-                self.effort.min_rounds,
-                self.effort.max_rounds,
-                self.effort.budget.as_secs_f64(),
+                self.effort.rounds(),
             ),
+            noise_target: self.effort.noise,
             peak_flops_per_s: peak,
+            measured_peak: self.peak.clone(),
             cases,
         })
     }
@@ -137,7 +147,8 @@ impl Experiment {
             operands.record(&stream, row, &rotations, out)?.0.launch(&stream)?;
         }
         for (row, out) in ours.clone().zip(&outputs) {
-            operands.verify(source, row, out)?;
+            let By::Ours(variant) = row.by else { unreachable!("the peer verifies its own") };
+            spot::attention(&variant.to_string(), shape, &source.host, out)?;
         }
         let graphs = ours
             .zip(&mut outputs)
@@ -151,16 +162,16 @@ impl Experiment {
                 _ => {
                     let (graph, launches) = graphs.next().expect("there is a graph for each of ours");
                     let timer = &timer;
+                    let mut timed = timer.candidate("attention", graph, *launches)?;
                     Box::new(move || {
                         // The device comes from the peer's process, with what that left in the caches.
-                        timer.replay(graph, *launches)?;
-                        timer.replay(graph, *launches)
+                        timer.replay(graph, *launches, None)?;
+                        timed()
                     })
                 }
             });
         }
-        let samples = interleave(&mut candidates, self.effort, |_| ())?;
-        let state_after = monitor.state();
+        let sampled = observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
 
         let (flops, planned) = (shape.flops(), operands.planned()?);
         let labels = plan.iter().map(|row| {
@@ -169,10 +180,23 @@ impl Experiment {
                 By::Peer(name) => (name, None),
             };
             let (what, overlap) = (row.what, row.overlap);
-            Label { by, what, variant: variant.map(|v| v.to_string()), planned: variant == Some(planned), overlap }
+            Label {
+                by,
+                what,
+                variant: variant.map(|v| v.to_string()),
+                planned: variant == Some(planned),
+                overlap,
+                hot: what == HOT,
+            }
         });
-        let rows = common::rows(labels.collect(), samples, flops, peak, CUDNN)?;
-        Ok(Case { shape, sets, flops, state_after, rows })
+        let rows = common::rows(
+            labels.collect(),
+            sampled.samples_us,
+            &Work { flops, bytes: bytes as f64, peak, measured: self.peak.as_ref() },
+            CUDNN,
+        )?;
+        let Sampled { state_before, state_after, .. } = sampled;
+        Ok(Case { shape, sets, flops, state_before, state_after, rows })
     }
 
     /// The planned variant on hot and on cold operands, beside the peer's back ends; overlapped; and other variants.
@@ -238,51 +262,5 @@ impl Operands {
         let launches: Vec<_> =
             sets.map(|qkv| Attention { variant: Some(variant), overlap: row.overlap, ..self.attention(qkv) }).collect();
         Ok((kernel::record_attentions(stream, &launches, out)?, rotation.launches))
-    }
-
-    /// Sixteen rows of one head each, spread over the whole output, against attention in f64.
-    fn verify(&self, source: &Source, row: &Planned, out: &Tensor) -> Result<()> {
-        let By::Ours(variant) = row.by else { unreachable!("the peer verifies its own") };
-        let Shape { batch, heads, key_value_heads, seq_len, head_dim, causal } = self.shape;
-        let width = self.shape.qkv().1;
-        let part = |row: usize, head: usize| {
-            let start = row * width + head * head_dim;
-            (start..start + head_dim).map(|i| source.host[i % source.host.len()])
-        };
-        for i in 0..16 {
-            let spread = |count: usize| i * (count - 1) / 15;
-            let (sequence, head, position) = (spread(batch), spread(heads), spread(seq_len));
-            let first = sequence * seq_len;
-            let key_head = heads + head / (heads / key_value_heads);
-            let keys = if causal { position + 1 } else { seq_len };
-            let query: Vec<f64> = part(first + position, head).collect();
-            let scores: Vec<f64> = (first..first + keys)
-                .map(|key| query.iter().zip(part(key, key_head)).map(|(q, k)| q * k).sum::<f64>())
-                .map(|score| score / (head_dim as f64).sqrt())
-                .collect();
-            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let sum: f64 = scores.iter().map(|score| (score - most).exp()).sum();
-            let mut exact = vec![(0.0, 0.0); head_dim];
-            for (key, score) in scores.iter().enumerate() {
-                let weight = (score - most).exp() / sum;
-                for (exact, v) in exact.iter_mut().zip(part(first + key, key_head + key_value_heads)) {
-                    *exact = (exact.0 + weight * v, exact.1 + weight * v.abs());
-                }
-            }
-            let got = out.row(first + position)?;
-            // Rounding of the result and of each weight to the element type, and f32's own.
-            let epsilon = out.dtype().epsilon();
-            for (column, (&got, (exact, size))) in got[head * head_dim..].iter().zip(exact).enumerate() {
-                let (got, bound) = (f64::from(got), epsilon * (exact.abs() + size) + 1e-5);
-                if got.is_nan() || (got - exact).abs() > bound {
-                    return Err(Error::Verification(format!(
-                        "{variant} {}: sequence {sequence}, head {head}, position {position}, column {column} is {got}, \
-                         not {exact} ± {bound:.2e}",
-                        self.shape
-                    )));
-                }
-            }
-        }
-        Ok(())
     }
 }

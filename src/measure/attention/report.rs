@@ -3,31 +3,39 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::measure::kernels::{self, Row, Summary};
+use crate::measure::peak::Peak;
 use crate::measure::report::{self, DeviceState, Run, Spread};
 use crate::measure::statistics::paired_ratio;
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/attention/1";
 
 /// Dimensions of one attention. Written `8x16x512x64`, `1x32/8x4096x128:causal`: batch, heads (and those of keys and values,
 /// if they are fewer), seq_len, head_dim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names are those of LayerConfig")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Shape {
+    /// Sequences.
     pub batch: usize,
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads.
     pub key_value_heads: usize,
+    /// Tokens of each sequence.
     pub seq_len: usize,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Whether a position attends only to itself and earlier ones.
     pub causal: bool,
 }
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -38,23 +46,31 @@ pub struct Report {
     pub dtype: String,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// Tensor cores' rate at the highest clock, FLOP/s.
     pub peak_flops_per_s: Option<f64>,
+    /// What this device reaches, as measured before; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_peak: Option<Peak>,
     /// One shape each.
     pub cases: Vec<Case>,
 }
 
 /// What the peer says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PeerVersion {
+    /// Version of PyTorch.
     pub torch: String,
+    /// Version of its cuDNN, as that numbers them.
     pub cudnn: Option<u64>,
+    /// The device, as PyTorch calls it.
     pub device: String,
 }
 
 /// Everything that was measured on one shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// The dimensions.
     #[serde(flatten)]
@@ -63,6 +79,9 @@ pub struct Case {
     pub sets: usize,
     /// Floating-point operations: 4 · batch · heads · seq_len² · head_dim, with a causal mask half of that.
     pub flops: f64,
+    /// State of the device after the rounds that warm up; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
     /// State of the device after the samples.
     pub state_after: Option<DeviceState>,
     /// What was compared.
@@ -158,7 +177,8 @@ impl Report {
 
     /// The table for a terminal: a line for each thing measured on each shape.
     pub fn table(&self) -> String {
-        let columns = ["batch × heads × seq × dim", "operands", "by", "µs", "TFLOP/s", "of peak", "cuDNN / this"];
+        let columns =
+            ["batch × heads × seq × dim", "operands", "by", "µs", "TFLOP/s", "of peak", "of measured", "cuDNN / this"];
         let rows = self.cases.iter().flat_map(|case| {
             let shape = case.shape.to_string();
             case.rows.iter().map(move |row| row.cells(&shape))
@@ -200,6 +220,16 @@ impl Report {
         let [name, none] = ["geometric mean", ""].map(str::to_owned);
         let means = [name, none.clone(), none.clone(), none, mean(CUDNN, HOT), mean(FLASH, HOT), mean(CUDNN, COLD)];
         report::markdown(columns, cells.chain([means]))
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
+            warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.

@@ -101,7 +101,7 @@ mod on_device {
     use crate::measure::devices::Description;
     use crate::measure::report::{Run, Verified};
     use crate::measure::speedup::{Choice, Mode, PLAN_BUDGET, Variant, few_tokens};
-    use crate::measure::timing::Effort;
+    use crate::measure::timing::{Effort, Sampled};
 
     /// What the measurement is doing, for a progress display.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,9 +154,8 @@ mod on_device {
             let planned = self.planned(backend, shape)?;
             let verified = verify(backend, &planned, shape)?;
             let variants: Vec<_> = planned.iter().map(|(_, variant, config)| (*variant, config.clone())).collect();
-            let state_before = backend.state();
-            let mut samples = backend.measure(&variants, shape, effort, &mut |_| ())?;
-            let state_after = backend.state();
+            let Sampled { samples_us: mut samples, state_before, state_after } =
+                backend.measure(&variants, shape, effort, &mut |_| ())?;
             samples.iter_mut().flatten().for_each(|sample| *sample /= self.config.num_hidden_layers as f64);
             let subjects = planned.iter().map(|(subject, variant, _)| (*subject, variant.plan.to_string())).collect();
             Ok(Measured { verified, state_before, state_after, rows: rows(subjects, samples)? })

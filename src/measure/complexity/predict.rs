@@ -1,5 +1,6 @@
 //! Times that a device's ceilings allow: a lower bound for each block, and for a layer in both designs.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::work::{Kernel, Layer};
@@ -7,7 +8,7 @@ use crate::config::{BatchShape, LayerConfig};
 use crate::measure::devices::Description;
 
 /// What of a device, or of the order of kernels, leaves a parallel layer's branches no less time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bound {
     /// The FLOPs of both, at the rate of the tensor cores.
@@ -45,7 +46,7 @@ impl Bound {
 /// Whatever order PAF's kernels are launched in, it cannot take less; nothing here says that it takes no more. No term is there for
 /// kernels that are too small to fill the device, tiles that do not fit their matrix, power limits, or branches that get in each
 /// other's way: the prediction never says that PAF loses.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Predicted {
     /// The attention block alone.
     pub attention_us: f64,

@@ -1,5 +1,6 @@
 //! The result of one run: what was counted, predicted and, where there was the device, measured.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::predict::{self, Predicted};
@@ -15,7 +16,7 @@ use crate::measure::statistics::{Median, paired_ratio};
 pub const SCHEMA: &str = "paf-cuda/complexity/1";
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`]. Where nothing was measured, the machine is the one that computed the prediction.
     #[serde(flatten)]
@@ -42,7 +43,7 @@ pub struct Report {
 }
 
 /// One layer on one batch shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// Sequences.
     pub batch: usize,
@@ -66,7 +67,7 @@ pub struct Case {
 }
 
 /// What was measured on one batch shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Measured {
     /// What was checked before timing.
     pub verified: Vec<Verified>,
@@ -79,7 +80,7 @@ pub struct Measured {
 }
 
 /// What a time is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Subject {
     /// The attention block, over and over.
@@ -113,7 +114,7 @@ impl Subject {
 }
 
 /// A subject's times.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Row {
     /// What it is of.
     pub subject: Subject,

@@ -1,5 +1,6 @@
 //! What the kernels of a layer compute, read and write, each kernel counted for itself.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{BatchShape, Design, LayerConfig};
@@ -28,7 +29,7 @@ impl Kernel {
 }
 
 /// The work of one block, or of several kernels.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Block {
     /// Floating-point operations of its products (a multiply-add counts two).
     pub flops: f64,

@@ -1,20 +1,22 @@
 //! The measurement itself.
 
 use crate::config::HiddenAct;
-use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::kernel::{self, Epilogue, GemmVariant, Product};
 use crate::gpu::peer::{CublasLt, PeerEpilogue};
 use crate::gpu::{Device, Graph, Stream, Tensor};
-use crate::measure::kernels::{self as common, Label, OURS, Timer};
+use crate::measure::baseline::Identity;
+use crate::measure::kernels::{self as common, Label, OURS, Timer, Work};
 use crate::measure::machine::{self, Monitor};
+use crate::measure::peak::Peak;
 use crate::measure::report::Run;
 use crate::measure::roofline;
-use crate::measure::timing::{Candidate, Effort, interleave};
+use crate::measure::spot;
+use crate::measure::timing::{Candidate, Effort, Sampled, observe};
 use crate::weights::random_activations;
 
-use super::report::{Case, GELU, PRODUCT, Report, SCHEMA, Shape};
+use super::report::{Case, GELU, HOT, PRODUCT, Report, SCHEMA, Shape};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -27,6 +29,8 @@ pub struct Experiment {
     pub variants: Vec<GemmVariant>,
     /// Measure every variant of [`kernel::gemm_variants`] too, without.
     pub every_variant: bool,
+    /// What the device reaches, if that was measured, to hold times against.
+    pub peak: Option<Peak>,
     /// How long.
     pub effort: Effort,
 }
@@ -48,10 +52,15 @@ struct Operands {
 }
 
 impl Experiment {
+    /// What a result on `device` will be one of.
+    pub fn identity(&self, device: &Device) -> Identity {
+        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+    }
+
     /// Verifies and measures every shape; `on_case` hears which is next.
     ///
     /// # Errors
-    /// [`Error::Verification`] before timing, if a result is wrong; whatever the device gives.
+    /// [`Error::Verification`](crate::Error::Verification) before timing, if a result is wrong; whatever the device gives.
     pub fn run(&self, device: &Device, mut on_case: impl FnMut(usize, Shape)) -> Result<Report> {
         let peer = CublasLt::new(device)?;
         let monitor = Monitor::new(device);
@@ -75,15 +84,15 @@ impl Experiment {
             method: format!(
                 "Before timing, 64 elements of each candidate against an f64 product. A sample is the device time of one \
                  graph that computes the product once for each of several distinct pairs of operands, together at least \
-                 three times the L2 cache, divided by their number; candidates alternate within each round, beginning with \
-                 another one each round; {} to {} rounds or {:.2} s. cuBLASLt: first algorithm of its heuristic, {} MiB of \
+                 three times the L2 cache (hot: of one pair as often), divided by their number; candidates alternate within each round, beginning with \
+                 another one each round; {}. cuBLASLt: first algorithm of its heuristic, {} MiB of \
                  workspace. Ratios: median of the rounds' ratios.",
-                self.effort.min_rounds,
-                self.effort.max_rounds,
-                self.effort.budget.as_secs_f64(),
+                self.effort.rounds(),
                 32
             ),
+            noise_target: self.effort.noise,
             peak_flops_per_s: peak,
+            measured_peak: self.peak.clone(),
             cases,
         })
     }
@@ -100,7 +109,7 @@ impl Experiment {
         let planned = kernel::planned_gemm(device, self.dtype, m, n, k)?;
         let ours = |what, variant, overlap| Planned { what, variant: Some(variant), overlap };
         let mut plan = Vec::new();
-        for what in [PRODUCT, GELU] {
+        for what in [PRODUCT, GELU, HOT] {
             plan.push(ours(what, planned, false));
             plan.extend(peer.map(|_| Planned { what, variant: None, overlap: false }));
         }
@@ -123,7 +132,9 @@ impl Experiment {
         }
         for (&Planned { what, variant, .. }, c) in plan.iter().zip(&outputs) {
             let name = variant.map_or_else(|| PEER.to_owned(), |variant| variant.to_string());
-            operands.verify(&format!("{name} {what} {m}x{n}x{k}"), what == GELU, c)?;
+            let (a, w) = *operands.pairs(what).last().expect("there are operands");
+            let then = (what == GELU).then_some((&operands.bias, HiddenAct::GeluNew));
+            spot::product(&format!("{name} {what} {m}x{n}x{k}"), a, w, then, c)?;
         }
         let graphs = plan
             .iter()
@@ -132,21 +143,31 @@ impl Experiment {
             .collect::<Result<Vec<_>>>()?;
         let timer = Timer::new(&stream)?;
         let products = operands.a.len();
-        let mut candidates: Vec<Candidate<'_>> =
-            graphs.iter().map(|graph| -> Candidate<'_> { Box::new(|| timer.replay(graph, products)) }).collect();
-        let samples = interleave(&mut candidates, self.effort, |_| ())?;
-        let state_after = monitor.state();
+        let mut candidates: Vec<Candidate<'_>> = Vec::new();
+        for (row, graph) in plan.iter().zip(&graphs) {
+            let name = if row.variant.is_some() { "gemm" } else { PEER };
+            candidates.push(timer.candidate(name, graph, products)?);
+        }
+        let sampled = observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
 
         let flops = 2.0 * m as f64 * n as f64 * k as f64;
+        let bytes = ((m * k + n * k + m * n) * Dtype::BYTES) as f64;
         let labels = plan.iter().map(|&Planned { what, variant, overlap }| Label {
             by: if variant.is_some() { OURS } else { PEER },
             what,
             variant: variant.map(|variant| variant.to_string()),
             planned: variant == Some(planned),
             overlap,
+            hot: what == HOT,
         });
-        let rows = common::rows(labels.collect(), samples, flops, peak, PEER)?;
-        Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_after, rows })
+        let rows = common::rows(
+            labels.collect(),
+            sampled.samples_us,
+            &Work { flops, bytes, peak, measured: self.peak.as_ref() },
+            PEER,
+        )?;
+        let Sampled { state_before, state_after, .. } = sampled;
+        Ok(Case { m, n, k, pairs: operands.a.len(), flops, state_before, state_after, rows })
     }
 }
 
@@ -159,8 +180,10 @@ impl Operands {
         Ok(Self { a: a?, w: w?, bias: source.repeated(1, n)? })
     }
 
-    fn pairs(&self) -> Vec<(&Tensor, &Tensor)> {
-        self.a.iter().zip(&self.w).collect()
+    /// In the order of the launches, as many whatever is computed.
+    fn pairs(&self, what: &str) -> Vec<(&Tensor, &Tensor)> {
+        let pairs = self.a.iter().zip(&self.w);
+        if what == HOT { pairs.take(1).cycle().take(self.a.len()).collect() } else { pairs.collect() }
     }
 
     fn record<'a>(
@@ -172,7 +195,7 @@ impl Operands {
     ) -> Result<Graph<'a>> {
         if let (None, Some(peer)) = (row.variant, peer) {
             let epilogue = if row.what == GELU { PeerEpilogue::GeluBias } else { PeerEpilogue::None };
-            return peer.record(stream, &self.pairs(), &self.bias, epilogue, c);
+            return peer.record(stream, &self.pairs(row.what), &self.bias, epilogue, c);
         }
         let product = |(a, w): (&'a Tensor, &'a Tensor)| -> Product<'a> {
             let plain = Product { variant: row.variant, overlap: row.overlap, ..Product::new(a, w) };
@@ -182,36 +205,7 @@ impl Operands {
                 plain
             }
         };
-        let products: Vec<_> = self.a.iter().zip(&self.w).map(product).collect();
+        let products: Vec<_> = self.pairs(row.what).into_iter().map(product).collect();
         kernel::record_gemms(stream, &products, c)
-    }
-
-    /// 64 elements, on a diagonal through the whole matrix, against products in f64.
-    fn verify(&self, name: &str, gelu: bool, c: &Tensor) -> Result<()> {
-        let (a, w) = (self.a.last().expect("there are operands"), self.w.last().expect("there are operands"));
-        let ((m, n), k) = (c.shape(), a.shape().1);
-        let epsilon = c.dtype().epsilon();
-        let bias = self.bias.row(0)?;
-        for i in 0..64 {
-            let (row, column) = (i * (m - 1) / 63, i * (n - 1) / 63);
-            let products = a.row(row)?.into_iter().zip(w.row(column)?).map(|(a, w)| f64::from(a) * f64::from(w));
-            let (mut sum, mut size) = (0.0, 0.0);
-            products.for_each(|x| (sum, size) = (sum + x, size + x.abs()));
-            let mut exact = [sum];
-            if gelu {
-                exact[0] += f64::from(bias[column]);
-                oracle::activate(HiddenAct::GeluNew, &mut exact, Rounding::Exact);
-            }
-            let got = f64::from(c.row(row)?[column]);
-            // Rounding to the element type, sums in f32 in any order, and an activation of its own accuracy.
-            let bound = epsilon * exact[0].abs() + 1e-6 * size + if gelu { 2e-3 } else { 1e-6 };
-            if got.is_nan() || (got - exact[0]).abs() > bound {
-                return Err(Error::Verification(format!(
-                    "{name}: element ({row}, {column}) is {got}, not {} ± {bound:.2e} (K = {k})",
-                    exact[0]
-                )));
-            }
-        }
-        Ok(())
     }
 }

@@ -1,9 +1,12 @@
 //! The result of one run of the GEMM's measurement, and what can be said of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::kernels::{self, Row, Summary};
+use crate::measure::peak::Peak;
 use crate::measure::report::{self, DeviceState, Run};
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/gemm/1";
@@ -12,7 +15,7 @@ pub const SCHEMA: &str = "paf-cuda/gemm/1";
 pub type Shape = (usize, usize, usize);
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -23,31 +26,52 @@ pub struct Report {
     pub dtype: String,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// Tensor cores' rate at the highest clock, FLOP/s.
     pub peak_flops_per_s: Option<f64>,
+    /// What this device reaches, as measured before; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_peak: Option<Peak>,
     /// One shape each.
     pub cases: Vec<Case>,
 }
 
 /// Everything that was measured on one shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it, with units")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
+    /// Rows of the activations and of the product.
     pub m: usize,
+    /// Columns of the product.
     pub n: usize,
+    /// What the sums go over.
     pub k: usize,
     /// Distinct pairs of operands in rotation.
     pub pairs: usize,
+    /// Floating-point operations of one product: 2 · m · n · k.
     pub flops: f64,
+    /// After the rounds that warm up; absent in older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
+    /// After the samples.
     pub state_after: Option<DeviceState>,
+    /// What was compared.
     pub rows: Vec<Row>,
 }
 
-pub(super) const PRODUCT: &str = "product";
+pub(in crate::measure) const PRODUCT: &str = "product";
+/// The same, with the first pair of operands again and again: in the L2 cache, where they fit.
+#[cfg(feature = "cuda")]
+pub(super) const HOT: &str = "product, hot";
 /// With bias and activation.
 pub(super) const GELU: &str = "bias+gelu_new";
 
 impl Case {
+    pub(in crate::measure) fn name(&self) -> String {
+        format!("{} × {} × {}", self.m, self.n, self.k)
+    }
+
     fn shape(&self) -> Shape {
         (self.m, self.n, self.k)
     }
@@ -77,9 +101,9 @@ impl Report {
 
     /// The table for a terminal: a line for each thing measured on each shape.
     pub fn table(&self) -> String {
-        let columns = ["M × N × K", "what", "by", "µs", "TFLOP/s", "of peak", "cuBLASLt / this"];
+        let columns = ["M × N × K", "what", "by", "µs", "TFLOP/s", "of peak", "of measured", "cuBLASLt / this"];
         let rows = self.cases.iter().flat_map(|case| {
-            let shape = format!("{} × {} × {}", case.m, case.n, case.k);
+            let shape = case.name();
             case.rows.iter().map(move |row| row.cells(&shape))
         });
         report::table(columns, rows) + "\n* planned\n"
@@ -119,6 +143,16 @@ impl Report {
         line("≥ 2048", &|m| m >= 2048, most(&|m| m >= 2048));
         line("all", &|_| true, most(&|_| true));
         text
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
+            warnings::of_case(&case.name(), states, rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// Pretty JSON, with a newline at the end.

@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Planner};
 use crate::measure::machine::{self, Monitor};
-use crate::measure::report::{Config, Run};
+use crate::measure::report::{Config, DeviceState, Run};
 use crate::weights::random_layers;
 
 use super::report::{Candidate, Case, Report, SCHEMA};
@@ -55,7 +55,8 @@ impl Experiment {
     /// # Errors
     /// As [`Planner::plan`]; what the configuration or the weights give.
     pub fn run(&self, device: &Device, mut on_step: impl FnMut(Step)) -> Result<Report> {
-        let run = Run::begin(SCHEMA, machine::with_device(device, &Monitor::new(device)));
+        let monitor = Monitor::new(device);
+        let run = Run::begin(SCHEMA, machine::with_device(device, &monitor));
         let of = self.config.num_hidden_layers;
         let layers = random_layers(&self.config, self.seed).enumerate().map(|(i, layer)| {
             on_step(Step::Weights { n: i + 1, of });
@@ -70,7 +71,11 @@ impl Experiment {
         let mut cases = Vec::new();
         for (i, shape) in self.shapes.iter().enumerate() {
             on_step(Step::Shape(i));
-            let planned = planner.plan(&encoder, &Batch::new(device, shape)?)?;
+            let batch = Batch::new(device, shape)?;
+            let state_before = monitor.state();
+            let planned = planner.plan(&encoder, &batch)?;
+            let state_after = monitor.state();
+            let measured = |state: Option<DeviceState>| state.filter(|_| !planned.from_cache);
             let candidates = planned.candidates.iter();
             cases.push(Case {
                 batch: shape.batch(),
@@ -87,6 +92,8 @@ impl Experiment {
                         median_us: timed.median_us,
                     })
                     .collect(),
+                state_before: measured(state_before),
+                state_after: measured(state_after),
                 from_cache: planned.from_cache,
                 warnings: planned.warnings,
             });

@@ -1,15 +1,17 @@
 //! The result of planning, and what can be said of it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Schedule;
-use crate::measure::report::{self, Config, Run, shape_name};
+use crate::measure::report::{self, Config, DeviceState, Run, shape_name};
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/plan/1";
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Report {
     /// Its schema is [`SCHEMA`].
     #[serde(flatten)]
@@ -33,7 +35,7 @@ pub struct Report {
 }
 
 /// The choice for one batch shape.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Case {
     /// Sequences.
     pub batch: usize,
@@ -51,6 +53,12 @@ pub struct Case {
     pub plan: String,
     /// Everything that was measured, in that order.
     pub candidates: Vec<Candidate>,
+    /// State of the device before planning; absent in older files, and where nothing was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_before: Option<DeviceState>,
+    /// And after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_after: Option<DeviceState>,
     /// Whether that was at an earlier time.
     pub from_cache: bool,
     /// What is wrong with the cache.
@@ -58,11 +66,13 @@ pub struct Case {
 }
 
 /// A plan that was measured.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see gpu::Timed")]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Candidate {
+    /// Its schedule.
     pub schedule: String,
+    /// The schedule, and those variants of its kernels that are not as estimated.
     pub plan: String,
+    /// Median time of a forward call, µs.
     pub median_us: f64,
 }
 
@@ -144,6 +154,16 @@ impl Report {
             .collect()
     }
 
+    /// What casts doubt on the choices, a line each: of the cache, and of the device while it was measured.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let lines = warnings::of_case(&case.name(), states, std::iter::empty(), None);
+            case.warnings.iter().cloned().chain(lines).collect::<Vec<_>>()
+        };
+        self.cases.iter().flat_map(of_case).collect()
+    }
+
     /// Pretty JSON, with a newline at the end.
     pub fn json(&self) -> String {
         report::json(self)
@@ -172,6 +192,8 @@ mod tests {
             schedule: schedule(plan),
             plan: plan.into(),
             candidates: candidates.collect(),
+            state_before: None,
+            state_after: None,
             from_cache: batch == 2,
             warnings: vec![],
         }

@@ -1,9 +1,10 @@
 //! Which checkpoint the weights come from.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A checkpoint, as far as its name and the sizes of its files tell it from another.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Name of its folder.
     pub name: String,
@@ -14,7 +15,7 @@ pub struct Checkpoint {
 }
 
 /// One of the weight files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct WeightFile {
     /// Its name in the folder.
     pub name: String,

@@ -1,0 +1,102 @@
+//! `--baseline`, which several commands have.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use paf_cuda::Error;
+use paf_cuda::measure::baseline::{Identity, Timed, compare};
+use paf_cuda::measure::report::percent;
+use paf_cuda::measure::results;
+use serde::de::DeserializeOwned;
+
+use super::options;
+use super::report::read;
+
+#[derive(Debug, Args)]
+pub struct BaselineArguments {
+    /// Compare with an earlier result of this command, which --json wrote, and exit with 3 if a row has become slower.
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// By how many per cent a time has to have grown to count; the 95 % interval of the ratio has to lie above 1 as well.
+    #[arg(long, value_name = "PERCENT", default_value_t = 2.0, requires = "baseline")]
+    threshold: f64,
+}
+
+/// An earlier result, read before anything is measured.
+pub struct Baseline<R> {
+    path: PathBuf,
+    report: R,
+    threshold: f64,
+}
+
+/// Rows that have become slower: not an error of the run, whose results are written.
+#[derive(Debug)]
+pub struct Slower(String);
+
+impl std::fmt::Display for Slower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Slower {}
+
+impl BaselineArguments {
+    /// The earlier result, if there is to be one: of the command whose results have that schema.
+    pub fn open<R: DeserializeOwned>(&self, schema: &'static str) -> Result<Option<Baseline<R>>> {
+        let threshold = options::percent("threshold", self.threshold)?;
+        let read = |path: &Path| {
+            let text = read(path)?;
+            let found = results::schema(&text).map_err(|error| anyhow!("{} {error}", path.display()))?;
+            if found != schema {
+                return Err(Error::Mismatch {
+                    operation: "baseline",
+                    what: "schema",
+                    got: format!("{found:?} in {}", path.display()),
+                    expected: format!("{schema:?}"),
+                }
+                .into());
+            }
+            Ok(Baseline {
+                path: path.to_owned(),
+                report: serde_json::from_str(&text).with_context(|| path.display().to_string())?,
+                threshold,
+            })
+        };
+        self.baseline.as_deref().map(read).transpose()
+    }
+}
+
+impl<R: Timed> Baseline<R> {
+    /// Refuses a result that what will be measured cannot be compared with.
+    pub fn check(&self, now: &Identity) -> Result<()> {
+        Ok(now.check(&self.report.identity())?)
+    }
+
+    /// What has changed, in words, and whether that is for the worse.
+    pub fn compare(&self, now: &R) -> Result<(String, Result<()>)> {
+        let comparison = compare(now, &self.report, self.threshold)?;
+        let name = self.path.display();
+        let text = format!("Beside {name}:\n{}", comparison.table());
+        let slower: Vec<_> = comparison.regressions().collect();
+        let worst = slower.iter().max_by(|a, b| a.ratio.median.total_cmp(&b.ratio.median));
+        let verdict = worst.map_or(Ok(()), |worst| {
+            Err(Slower(format!(
+                "{} of {} rows are slower than in {name} by more than {} % and the noise; {} takes {:.3} times as long",
+                slower.len(),
+                comparison.rows.len(),
+                percent(self.threshold),
+                worst.name,
+                worst.ratio.median
+            ))
+            .into())
+        });
+        Ok((text, verdict))
+    }
+}
+
+/// What the baseline says of a result, if there is one: text for under the table, and whether it is for the worse.
+pub fn compared<R: Timed>(baseline: Option<&Baseline<R>>, now: &R) -> Result<(String, Result<()>)> {
+    baseline.map_or_else(|| Ok((String::new(), Ok(()))), |baseline| baseline.compare(now))
+}

@@ -1,0 +1,321 @@
+//! An earlier result beside a new one: which rows have become slower.
+//!
+//! Rows are matched by shape and variant; what the planner chose is matched with what it chose then, whatever that was. The two runs
+//! are not paired, so a row's ratio is that of two independent medians ([`ratio_of_medians`]). It counts as slower where the ratio's
+//! interval lies above 1 and the ratio above 1 + threshold. The interval is about what the samples of the two runs can tell; the
+//! threshold is for what they cannot: another card of the same kind, another temperature, or what else one run has and the other has
+//! not. It also keeps a comparison of hundreds of rows, of which a few are outside their intervals by chance, from crying wolf: with
+//! samples as quiet as [`NOISE`](super::timing::NOISE) asks, 2 % is more than five standard errors.
+
+mod timings;
+
+use super::report::{self, Run, Spread};
+use super::statistics::ratio_of_medians;
+use crate::error::{Error, Result};
+
+/// What two results have to share to be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Name and version of the file's layout, hence of the command that made it.
+    pub schema: String,
+    /// The GPU, or processor and threads.
+    pub device: String,
+    /// Element type.
+    pub dtype: String,
+    /// Dimensions and where weights come from; empty for single kernels.
+    pub model: String,
+}
+
+impl Identity {
+    /// Whether results of the other can be compared with those of this one.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`], which names the first difference.
+    pub fn check(&self, baseline: &Self) -> Result<()> {
+        let parts = [
+            ("schema", &baseline.schema, &self.schema),
+            ("device", &baseline.device, &self.device),
+            ("dtype", &baseline.dtype, &self.dtype),
+            ("model", &baseline.model, &self.model),
+        ];
+        match parts.into_iter().find(|(_, theirs, ours)| theirs != ours) {
+            Some((what, theirs, ours)) => Err(Error::mismatch("baseline", what, theirs, ours)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The samples of one row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Timing {
+    /// For a table.
+    pub name: String,
+    /// What it is found by in another result.
+    pub key: String,
+    /// Whether it is this crate's: what a peer does is shown, but no regression.
+    pub ours: bool,
+    /// µs.
+    pub samples_us: Vec<f64>,
+}
+
+/// A result that can be compared with an earlier one.
+pub trait Timed {
+    /// What made it.
+    fn run(&self) -> &Run;
+    /// What it is a result of.
+    fn identity(&self) -> Identity;
+    /// Its rows.
+    fn timings(&self) -> Vec<Timing>;
+}
+
+/// What has become of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Slower by more than noise and threshold.
+    Slower,
+    /// Faster likewise.
+    Faster,
+    /// Neither.
+    Same,
+    /// A peer's, which is not judged.
+    Peer,
+}
+
+/// A row that both results have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// What it is.
+    pub name: String,
+    /// Median before and now, µs.
+    pub median_us: [f64; 2],
+    /// Time now over time before.
+    pub ratio: Spread,
+    /// What that means.
+    pub verdict: Verdict,
+}
+
+/// Two results beside each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Comparison {
+    /// What else is not the same: builds and drivers, which may be what the comparison is about.
+    pub differences: Vec<String>,
+    /// Share by which a time must have changed to count.
+    pub threshold: f64,
+    /// What both have, in the order of the new one.
+    pub rows: Vec<Row>,
+    /// Rows that only the new one has.
+    pub only_now: Vec<String>,
+    /// Rows that only the earlier one has.
+    pub only_before: Vec<String>,
+}
+
+/// Compares a result with an earlier one of the same kind.
+///
+/// # Errors
+/// [`Error::Mismatch`] if they are not of the same kind ([`Identity`]), or have no row in common; [`Error::Verification`] if a time is
+/// not a positive number.
+pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Result<Comparison> {
+    now.identity().check(&baseline.identity())?;
+    let mut before = baseline.timings();
+    let (mut rows, mut only_now) = (Vec::new(), Vec::new());
+    for timing in now.timings() {
+        let Some(at) = before.iter().position(|earlier| earlier.key == timing.key) else {
+            only_now.push(timing.name);
+            continue;
+        };
+        let earlier = before.remove(at);
+        let ratio = ratio_of_medians(&timing.samples_us, &earlier.samples_us);
+        let ratio = ratio.ok_or_else(|| Error::Verification(format!("{}: a time is not positive", timing.name)))?;
+        let verdict = match () {
+            () if !timing.ours => Verdict::Peer,
+            () if ratio.low > 1.0 && ratio.value > 1.0 + threshold => Verdict::Slower,
+            () if ratio.high < 1.0 && ratio.value < 1.0 / (1.0 + threshold) => Verdict::Faster,
+            () => Verdict::Same,
+        };
+        let median = |samples| super::statistics::Median::of(samples).map_or(f64::NAN, |median| median.value);
+        let median_us = [median(&earlier.samples_us), median(&timing.samples_us)];
+        rows.push(Row { name: timing.name, median_us, ratio: ratio.into(), verdict });
+    }
+    if rows.is_empty() {
+        let expected = "one at least, of the same shape and variant";
+        return Err(Error::mismatch("baseline", "number of rows in common", 0, expected));
+    }
+    let only_before = before.into_iter().map(|timing| timing.name).collect();
+    let differences = differences(now.run(), baseline.run());
+    Ok(Comparison { differences, threshold, rows, only_now, only_before })
+}
+
+fn differences(now: &Run, before: &Run) -> Vec<String> {
+    let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
+    let of = |run: &Run| [run.version.clone(), known(&run.git_revision), known(&run.machine.driver)];
+    let names = ["version", "git revision", "driver"].into_iter();
+    let pairs = names.zip(of(before).into_iter().zip(of(now)));
+    pairs
+        .filter(|(_, (before, now))| before != now)
+        .map(|(name, (before, now))| format!("{name} {before}, now {now}"))
+        .collect()
+}
+
+impl Comparison {
+    /// The rows that have become slower.
+    pub fn regressions(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().filter(|row| row.verdict == Verdict::Slower)
+    }
+
+    /// The table for a terminal, and under it the rows without a partner.
+    pub fn table(&self) -> String {
+        let columns = ["row", "before, µs", "now, µs", "now / before", "95 % interval", ""];
+        let cells = self.rows.iter().map(|row| {
+            let Spread { median, low, high, .. } = row.ratio;
+            let verdict = match row.verdict {
+                Verdict::Slower => "SLOWER",
+                Verdict::Faster => "faster",
+                Verdict::Same => "same",
+                Verdict::Peer => "peer",
+            };
+            [
+                row.name.clone(),
+                format!("{:.2}", row.median_us[0]),
+                format!("{:.2}", row.median_us[1]),
+                format!("{median:.3}"),
+                format!("{low:.3} to {high:.3}"),
+                verdict.to_owned(),
+            ]
+        });
+        let mut text = report::table(columns, cells) + "\n";
+        if !self.differences.is_empty() {
+            text += &format!("before and now: {}\n", self.differences.join("; "));
+        }
+        for (whose, names) in [("this run", &self.only_now), ("the baseline", &self.only_before)] {
+            if !names.is_empty() {
+                text += &format!("only in {whose}: {}\n", names.join("; "));
+            }
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+    use rand_distr::{Distribution, LogNormal};
+    use rand_pcg::Pcg64Mcg;
+
+    use super::*;
+    use crate::measure::machine;
+
+    struct Result {
+        run: Run,
+        identity: Identity,
+        timings: Vec<Timing>,
+    }
+
+    impl Timed for Result {
+        fn run(&self) -> &Run {
+            &self.run
+        }
+
+        fn identity(&self) -> Identity {
+            self.identity.clone()
+        }
+
+        fn timings(&self) -> Vec<Timing> {
+            self.timings.clone()
+        }
+    }
+
+    fn result(timings: Vec<Timing>) -> Result {
+        let text = |text: &str| text.to_owned();
+        let identity = Identity { schema: text("s/1"), device: text("card"), dtype: text("bf16"), model: text("m") };
+        Result { run: Run::begin("s/1", machine::host()), identity, timings }
+    }
+
+    fn timing(key: &str, samples_us: Vec<f64>) -> Timing {
+        Timing { name: format!("row {key}"), key: key.into(), ours: key != "peer", samples_us }
+    }
+
+    fn constant(key: &str, us: f64) -> Timing {
+        timing(key, vec![us; 11])
+    }
+
+    #[test]
+    fn rows_are_matched_and_judged() {
+        let before = result(["a", "b", "c", "d", "peer", "gone"].map(|key| constant(key, 100.0)).to_vec());
+        let now = [("b", 103.0), ("new", 1.0), ("a", 101.9), ("c", 97.0), ("peer", 150.0), ("d", 98.5)];
+        let now = result(now.map(|(key, us)| constant(key, us)).to_vec());
+        let comparison = compare(&now, &before, 0.02).unwrap();
+        let verdicts: Vec<_> = comparison.rows.iter().map(|row| (row.name.as_str(), row.verdict)).collect();
+        assert_eq!(
+            verdicts,
+            [
+                ("row b", Verdict::Slower),
+                ("row a", Verdict::Same),
+                ("row c", Verdict::Faster),
+                ("row peer", Verdict::Peer),
+                ("row d", Verdict::Same)
+            ]
+        );
+        assert_eq!(
+            (comparison.only_now.as_slice(), comparison.only_before.as_slice()),
+            (&["row new".into()][..], &["row gone".into()][..])
+        );
+        assert_eq!(comparison.regressions().map(|row| row.median_us).collect::<Vec<_>>(), [[100.0, 103.0]]);
+        let table = comparison.table();
+        for part in ["SLOWER", "1.030", "only in this run: row new\n", "only in the baseline: row gone\n"] {
+            assert!(table.contains(part), "{part:?} is missing in {table}");
+        }
+        assert_eq!(comparison.differences, [] as [String; 0]);
+        let mut other = result(vec![constant("a", 100.0)]);
+        (other.run.git_revision, other.run.machine.driver) = (Some("abc".into()), Some("580.1".into()));
+        let table = compare(&other, &before, 0.02).unwrap().table();
+        assert!(table.contains("before and now: ") && table.contains("driver unknown, now 580.1\n"), "{table}");
+        // Large, but within the noise.
+        let noisy = result(vec![timing("a", (0..11).map(|i| 90.0 + 4.0 * f64::from(i)).collect())]);
+        assert_eq!(compare(&noisy, &before, 0.02).unwrap().rows[0].verdict, Verdict::Same);
+    }
+
+    #[test]
+    fn what_is_not_comparable_is_refused_with_both_values() {
+        let before = result(vec![constant("a", 1.0)]);
+        let changed = |change: fn(&mut Identity)| {
+            let mut now = result(vec![constant("a", 1.0)]);
+            change(&mut now.identity);
+            compare(&now, &before, 0.02).unwrap_err().to_string()
+        };
+        for (message, parts) in [
+            (changed(|identity| identity.schema = "s/2".into()), ["schema", "s/1", "s/2"]),
+            (changed(|identity| identity.device = "other".into()), ["device", "card", "other"]),
+            (changed(|identity| identity.dtype = "f16".into()), ["dtype", "bf16", "f16"]),
+            (changed(|identity| identity.model = "n".into()), ["model", "is m", "expected n"]),
+        ] {
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+        }
+        let nothing = compare(&result(vec![constant("b", 1.0)]), &before, 0.02).unwrap_err().to_string();
+        assert!(nothing.contains("rows in common is 0"), "{nothing}");
+        assert!(matches!(compare(&result(vec![constant("a", 0.0)]), &before, 0.02), Err(Error::Verification(_))));
+    }
+
+    /// In how many of a thousand comparisons a row is slower that takes `factor` times as long, where a sample's noise is `sigma`.
+    fn found(factor: f64, sigma: f64, rounds: usize) -> usize {
+        let mut rng = Pcg64Mcg::seed_from_u64(5);
+        let mut times = |median: f64| {
+            let normal = LogNormal::new(median.ln(), sigma).unwrap();
+            (0..rounds).map(|_| normal.sample(&mut rng)).collect::<Vec<_>>()
+        };
+        let mut slower = || {
+            let (now, before) = (result(vec![timing("a", times(factor))]), result(vec![timing("a", times(1.0))]));
+            compare(&now, &before, 0.02).unwrap().regressions().next().is_some()
+        };
+        (0..1000).filter(|_| slower()).count()
+    }
+
+    #[test]
+    fn a_slowdown_of_5_percent_is_found_and_none_is_not() {
+        for (sigma, rounds) in [(0.005, 11), (0.01, 39), (0.02, 134)] {
+            assert_eq!(found(1.05, sigma, rounds), 1000, "{sigma}, {rounds}");
+            assert_eq!(found(1.0, sigma, rounds), 0, "{sigma}, {rounds}");
+            // Less than the threshold is hardly ever one.
+            assert!(found(1.01, sigma, rounds) < 20, "{sigma}, {rounds}");
+        }
+    }
+}
