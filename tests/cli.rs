@@ -110,9 +110,10 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 6] = [
+    let commands: [&[&str]; 7] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
+        &["compare", "--device", "4096", "--python", "none"],
         &["plan", "--device", "4096", "--no-cache"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
@@ -137,6 +138,19 @@ fn bad_choices_of_kernels_are_usage_errors() {
     refuses(&["kernels", "attention", "--shapes", "8x16/3x512x64"], 2, &["8x16/3x512x64", "1x32/8x4096x128"]);
     refuses(&["kernels", "attention", "--variants", "sm90:128"], 2, &["sm90:128", "sm80:rowsN"]);
     refuses(&["kernels", "attention", "--seconds", "0"], 2, &["seconds = 0"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_comparisons_are_usage_errors() {
+    refuses(&["compare", "--peers", "eager,jit"], 2, &["\"jit\"", "two-stream, fused, compile"]);
+    refuses(&["compare", "--batch", "2", "--seq", "9", "--lengths", "9,4"], 2, &["[9, 4]", "full sequences"]);
+    refuses(&["compare", "--packed", "3,5"], 2, &["[3, 5]", "full sequences"]);
+    refuses(&["compare", "--anchors", "--model", "phi-2"], 2, &["\"phi-2\"", "roberta-large, pythia-410m"]);
+    refuses(&["compare", "--anchors", "--batch", "1"], 2, &["--anchors", "--batch"]);
+    refuses(&["compare", "--anchors", "--layers", "2"], 2, &["--anchors", "--layers"]);
+    refuses(&["compare", "--seconds", "0"], 2, &["seconds = 0"]);
+    refuses(&["compare", "--json", "missing/compare.json"], 1, &["missing/compare.json", "cannot write"]);
 }
 
 #[cfg(feature = "cuda")]
@@ -269,6 +283,44 @@ fn a_plan_is_reported_again() {
     report["schema"] = "paf-cuda/plan/0".into();
     std::fs::write(&plan, report.to_string()).unwrap();
     refuses(&["report", plan.to_str().unwrap()], 1, &["paf-cuda/plan/0", "paf-cuda/plan/1"]);
+}
+
+#[test]
+fn a_comparison_with_pytorch_is_reported_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, compare) = (folder.path().join("s.json"), folder.path().join("c.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What result files of both kinds have in common, and a row of the peer.
+    let mut report = read_json(&speedup);
+    let mut case = report["cases"][0].take();
+    let samples = case["variants"][0]["samples_us"].as_array().unwrap().len();
+    let spread = serde_json::json!({"median": 1.5, "low": 1.25, "high": 1.75, "confidence": 0.95});
+    case["absent"] = serde_json::json!([{"design": "paf", "way": "fused", "mode": "graph", "why": "no room"}]);
+    case["peers"] = serde_json::json!([{
+        "by": "PyTorch", "design": "saf-post", "way": "eager", "mode": "graph", "verified": [], "samples_us": vec![2000.0; samples],
+        "median_us": {"median": 2000.0, "low": 2000.0, "high": 2000.0, "confidence": 0.95}, "over_ours": spread,
+    }]);
+    report["stacks"] =
+        serde_json::json!([{"model": "m", "design": "paf-post", "config": report["config"], "cases": [case]}]);
+    report["schema"] = "paf-cuda/compare/1".into();
+    report["missing"] = serde_json::json!([{"way": "compile", "why": "not asked for"}]);
+    std::fs::write(&compare, report.to_string()).unwrap();
+    let output = paf(&["report", compare.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let markdown = text(&output.stdout);
+    for part in [
+        "m (paf-post): 2 layers of 64, f32",
+        " | 2.000 ± 0.000 eager | 1.500 ± 0.250 |",
+        "| 1 × 16 | saf-post | PyTorch eager, graph | 2.000 ± 0.000 | 1.500 ± 0.250 |",
+        "- PyTorch compile was not measured: not asked for",
+        "- m 1 × 16: no row of PyTorch paf fused, graph: no room",
+    ] {
+        assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
+    }
+    report["schema"] = "paf-cuda/compare/0".into();
+    std::fs::write(&compare, report.to_string()).unwrap();
+    refuses(&["report", compare.to_str().unwrap()], 1, &["paf-cuda/compare/0", "paf-cuda/compare/1"]);
 }
 
 #[test]

@@ -7,6 +7,9 @@
 mod abi;
 #[path = "gpu/borrowed.rs"]
 mod borrowed;
+#[cfg(feature = "cli")]
+#[path = "gpu/compare.rs"]
+mod compare;
 #[path = "gpu/engine.rs"]
 mod engine;
 #[path = "gpu/faults.rs"]
@@ -121,6 +124,8 @@ fn trials(device: &Device) -> Vec<Trial> {
     abi::trials(device, &mut trials);
     faults::trials(&mut trials);
     soak::trials(device, &mut trials);
+    #[cfg(feature = "cli")]
+    compare::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]

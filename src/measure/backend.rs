@@ -63,14 +63,22 @@ pub(super) trait Backend {
     fn ceilings(&self) -> Result<Ceilings>;
     /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
     fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison>;
-    /// Checks that variants which should agree bitwise do, then samples all of them, µs.
+    /// Checks that variants which should agree bitwise do, then samples all of them, and the others after them, µs.
     fn measure(
         &self,
         variants: &[(Variant, EncoderConfig)],
         shape: &BatchShape,
-        effort: Effort,
-        on_round: &mut dyn FnMut(usize),
+        turns: Turns<'_>,
     ) -> Result<Vec<Vec<f64>>>;
+}
+
+/// How variants are sampled, and what else is, in the same rounds.
+pub(super) struct Turns<'a> {
+    pub(super) effort: Effort,
+    /// Each variant runs once, untimed, right before its sample: the device comes from someone else, with what that left in the caches.
+    pub(super) untimed_first: bool,
+    pub(super) others: Vec<Candidate<'a>>,
+    pub(super) on_round: &'a mut dyn FnMut(usize),
 }
 
 /// Compares each variant's bits with those of the first variant that it should agree with.
@@ -167,8 +175,7 @@ impl Backend for Cpu {
         &self,
         variants: &[(Variant, EncoderConfig)],
         shape: &BatchShape,
-        effort: Effort,
-        on_round: &mut dyn FnMut(usize),
+        turns: Turns<'_>,
     ) -> Result<Vec<Vec<f64>>> {
         let h = self.encoder.config().layer.hidden_size;
         let x = random_activations(shape.rows(), h, self.seed);
@@ -185,15 +192,19 @@ impl Backend for Cpu {
         let shared = std::cell::RefCell::new((vec![0.0f32; x.len()], workspace));
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for ((variant, _), encoder) in variants.iter().zip(&encoders) {
-            let (x, shared) = (&x, &shared);
+            let (x, shared, untimed_first) = (&x, &shared, turns.untimed_first);
             candidates.push(Box::new(move || {
                 let (y, workspace) = &mut *shared.borrow_mut();
+                if untimed_first {
+                    encoder.forward(variant.plan.schedule(), shape, x, y, workspace)?;
+                }
                 let started = Instant::now();
                 encoder.forward(variant.plan.schedule(), shape, x, y, workspace)?;
                 Ok(started.elapsed().as_secs_f64() * 1e6)
             }));
         }
-        interleave(&mut candidates, effort, on_round)
+        candidates.extend(turns.others);
+        interleave(&mut candidates, turns.effort, turns.on_round)
     }
 }
 
@@ -285,8 +296,7 @@ mod gpu {
             &self,
             variants: &[(Variant, EncoderConfig)],
             shape: &BatchShape,
-            effort: Effort,
-            on_round: &mut dyn FnMut(usize),
+            turns: Turns<'_>,
         ) -> Result<Vec<Vec<f64>>> {
             let (device, dtype) = (&self.device, self.weights.dtype());
             let h = variants[0].1.layer.hidden_size;
@@ -328,7 +338,11 @@ mod gpu {
                         Box::new(move || graph.launch(stream))
                     }
                 };
+                let untimed_first = turns.untimed_first;
                 candidates.push(Box::new(move || {
+                    if untimed_first {
+                        call()?;
+                    }
                     start.record(stream)?;
                     call()?;
                     end.record(stream)?;
@@ -336,7 +350,8 @@ mod gpu {
                     end.elapsed_us_since(start)
                 }));
             }
-            interleave(&mut candidates, effort, on_round)
+            candidates.extend(turns.others);
+            interleave(&mut candidates, turns.effort, turns.on_round)
         }
     }
 }

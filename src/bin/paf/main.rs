@@ -3,6 +3,8 @@
 //! Exit codes: 0 done; 1 something failed (a wrong result, no driver, no memory, a file that cannot be written); 2 the
 //! command line or the configuration asks for what cannot be.
 
+#[cfg(feature = "cuda")]
+mod compare;
 mod doctor;
 #[cfg(feature = "cuda")]
 mod kernels;
@@ -38,6 +40,9 @@ struct Cli {
 enum Command {
     /// Measure SAF, and PAF in each schedule, beside each other.
     Speedup(Box<speedup::Arguments>),
+    /// Measure both designs beside PyTorch's, in turns with it: eager, on two streams, in wide products, compiled.
+    #[cfg(feature = "cuda")]
+    Compare(Box<compare::Arguments>),
     /// Check every kernel and layer against the f64 oracle.
     Verify(verify::Arguments),
     /// Find the fastest schedule, and variants of its kernels, for each batch shape, by measuring.
@@ -61,6 +66,8 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Speedup(arguments) => speedup::run(&arguments),
+        #[cfg(feature = "cuda")]
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Plan(arguments) => plan::run(&arguments),

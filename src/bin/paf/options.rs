@@ -71,6 +71,12 @@ pub struct Model {
 const CPU_LAYERS: usize = 4;
 
 impl ModelArguments {
+    /// The model that was named, if one was.
+    #[cfg(feature = "cuda")]
+    pub fn name(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
     pub fn model(&self, cpu: bool) -> Result<Model> {
         let mut name = None;
         let config = match (self.hidden_size, self.num_attention_heads, self.intermediate_size) {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, gemm, norm, plan, plot, report};
+use paf_cuda::measure::{attention, compare, gemm, norm, plan, plot, report};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,7 @@ use super::output::{Sink, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Files that `paf speedup`, `paf plan` or `paf kernels …` wrote with --json.
+    /// Files that `paf speedup`, `paf compare`, `paf plan` or `paf kernels …` wrote with --json.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens: an SVG in a
@@ -44,10 +44,11 @@ fn markdown(path: &Path) -> Result<String> {
         gemm::SCHEMA => parse::<gemm::Report>(&text, path)?.markdown(),
         attention::SCHEMA => parse::<attention::Report>(&text, path)?.markdown(),
         norm::SCHEMA => parse::<norm::Report>(&text, path)?.markdown(),
+        compare::SCHEMA => parse::<compare::Report>(&text, path)?.markdown(),
         plan::SCHEMA => parse::<plan::Report>(&text, path)?.markdown(),
         _ => bail!(
             "{name} has schema {schema:?}, this build reads {:?}",
-            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, plan::SCHEMA]
+            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, compare::SCHEMA, plan::SCHEMA]
         ),
     })
 }
@@ -69,6 +70,7 @@ fn read(path: &Path) -> Result<(String, String)> {
 }
 
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
-    serde_json::from_str(text)
-        .with_context(|| format!("{} is no result of `paf speedup`, `paf plan` or `paf kernels`", path.display()))
+    serde_json::from_str(text).with_context(|| {
+        format!("{} is no result of `paf speedup`, `paf compare`, `paf plan` or `paf kernels`", path.display())
+    })
 }

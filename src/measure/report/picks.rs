@@ -5,7 +5,7 @@ use crate::measure::statistics::{Median, paired_ratio};
 
 impl Variant {
     /// `fused`, or `auto: fused` where the planner has chosen it.
-    pub(super) fn schedule_name(&self) -> String {
+    pub(in crate::measure) fn schedule_name(&self) -> String {
         let chosen = self.plan.as_ref().and_then(|plan| plan.split(' ').next());
         chosen.map_or_else(|| self.schedule.clone(), |chosen| format!("{}: {chosen}", self.schedule))
     }
