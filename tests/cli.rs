@@ -110,10 +110,11 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
         &["compare", "--device", "4096", "--python", "none"],
+        &["trace", "--device", "4096", "--mode", "eager", "--times", "events"],
         &["plan", "--device", "4096", "--no-cache"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
@@ -151,6 +152,18 @@ fn bad_choices_of_comparisons_are_usage_errors() {
     refuses(&["compare", "--anchors", "--layers", "2"], 2, &["--anchors", "--layers"]);
     refuses(&["compare", "--seconds", "0"], 2, &["seconds = 0"]);
     refuses(&["compare", "--json", "missing/compare.json"], 1, &["missing/compare.json", "cannot write"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_timelines_are_usage_errors() {
+    refuses(&["trace", "--batch", "1,2"], 2, &["2 shapes", "one shape"]);
+    refuses(&["trace", "--saf", "--schedule", "fused"], 2, &["schedule fused with design saf-post", "serial"]);
+    refuses(&["trace", "--schedule", "three-stream"], 2, &["three-stream", "hybrid or auto"]);
+    refuses(&["trace", "--times", "events"], 2, &["events in mode graph", "mode eager"]);
+    refuses(&["trace", "--times", "cupti", "--cupti", "missing/libcupti.so"], 2, &["missing/libcupti.so", "events"]);
+    refuses(&["trace", "--layers", "0"], 2, &["num_hidden_layers = 0"]);
+    refuses(&["trace", "--json", "missing/trace.json"], 1, &["missing/trace.json", "cannot write"]);
 }
 
 #[cfg(feature = "cuda")]

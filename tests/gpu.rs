@@ -28,6 +28,9 @@ mod planner;
 mod program;
 #[path = "gpu/soak.rs"]
 mod soak;
+#[cfg(feature = "cli")]
+#[path = "gpu/trace.rs"]
+mod trace;
 
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -125,7 +128,10 @@ fn trials(device: &Device) -> Vec<Trial> {
     faults::trials(&mut trials);
     soak::trials(device, &mut trials);
     #[cfg(feature = "cli")]
-    compare::trials(device, &mut trials);
+    {
+        compare::trials(device, &mut trials);
+        trace::trials(device, &mut trials);
+    }
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]

@@ -247,6 +247,11 @@ mod gpu {
             let monitor = machine::Monitor::new(device);
             Ok(Self { device: device.clone(), weights, first_layers, monitor, seed })
         }
+
+        /// The stack in the design of `config`.
+        pub(in super::super) fn encoder(&self, config: &EncoderConfig) -> Result<Encoder> {
+            Encoder::new(config, self.weights.clone())
+        }
     }
 
     impl Backend for Gpu {

@@ -20,3 +20,4 @@ pub mod roofline;
 pub mod speedup;
 pub mod statistics;
 pub mod timing;
+pub mod trace;

@@ -184,7 +184,7 @@ const ORACLE_TOKENS: usize = 512;
 
 /// What the oracle is asked about, and its name. Sequences do not see each other, so one of them, alone, is enough; of
 /// packed ones those at the beginning, since the others' places must not matter either.
-fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
+pub(super) fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
     if !shape.is_packed() {
         let tokens = shape.length(0).clamp(1, ORACLE_TOKENS);
         return Ok((BatchShape::new(1, tokens)?, format!("1 × {tokens}")));
@@ -213,7 +213,7 @@ fn baseline<'a>(variants: &[(Variant, EncoderConfig)], samples: &'a [Vec<f64>], 
 }
 
 /// Time to plan a design on a shape, however long the comparison then samples: less leaves SAF or PAF less tuned than it can be.
-const PLAN_BUDGET: Duration = Duration::from_secs(2);
+pub(super) const PLAN_BUDGET: Duration = Duration::from_secs(2);
 
 impl Experiment {
     /// SAF, then PAF, in every mode and schedule; what the planner chooses for each design on this shape among them.

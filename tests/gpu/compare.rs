@@ -31,7 +31,7 @@ pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
                 let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);
                 compared(&device, design, ways)
             };
-            let name = format!("compare {design}: beside PyTorch {names}{}", why.as_deref().unwrap_or_default());
+            let name = format!("compare: {design} beside PyTorch {names}{}", why.as_deref().unwrap_or_default());
             trials.push(Trial::test(name, test).with_ignored_flag(slow || why.is_some()));
         }
     }

@@ -18,6 +18,8 @@ mod report;
 mod run;
 mod select;
 mod speedup;
+#[cfg(feature = "cuda")]
+mod trace;
 mod verify;
 
 use std::io::Write;
@@ -48,6 +50,9 @@ enum Command {
     /// Find the fastest schedule, and variants of its kernels, for each batch shape, by measuring.
     #[cfg(feature = "cuda")]
     Plan(Box<plan::Arguments>),
+    /// Record a timeline of one forward call: which kernel ran when, on which stream.
+    #[cfg(feature = "cuda")]
+    Trace(Box<trace::Arguments>),
     /// Measure one kernel family beside what others offer.
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
@@ -71,6 +76,8 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Plan(arguments) => plan::run(&arguments),
+        #[cfg(feature = "cuda")]
+        Command::Trace(arguments) => trace::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
         #[cfg(feature = "tokenizers")]

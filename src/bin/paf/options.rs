@@ -139,10 +139,10 @@ impl ModelArguments {
 /// The batches. Which there are if none is asked for depends on the command.
 #[derive(Debug, Args)]
 pub struct ShapeArguments {
-    /// Batch sizes [default: 1,8; on the CPU 1; for `paf plan` 1, or 64 to 16384 tokens if nothing is asked for]
+    /// Batch sizes [default: 1,8; on the CPU and for `paf trace` 1; for `paf plan` 1, or 64 to 16384 tokens if nothing is asked for]
     #[arg(long, value_delimiter = ',')]
     batch: Vec<usize>,
-    /// Sequence lengths [default: 128,512; for `paf plan` 128]
+    /// Sequence lengths [default: 128,512; for `paf plan` and `paf trace` 128]
     #[arg(long, value_delimiter = ',')]
     seq: Vec<usize>,
     /// Valid tokens of each sequence of the batch; the rest is padding.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use paf_cuda::measure::{attention, compare, gemm, norm, plan, plot, report};
+use paf_cuda::measure::{attention, compare, gemm, norm, plan, plot, report, trace};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -12,7 +12,7 @@ use super::output::{Sink, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Files that `paf speedup`, `paf compare`, `paf plan` or `paf kernels …` wrote with --json.
+    /// Files that `paf speedup`, `paf compare`, `paf plan`, `paf trace` or `paf kernels …` wrote with --json.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens: an SVG in a
@@ -46,9 +46,18 @@ fn markdown(path: &Path) -> Result<String> {
         norm::SCHEMA => parse::<norm::Report>(&text, path)?.markdown(),
         compare::SCHEMA => parse::<compare::Report>(&text, path)?.markdown(),
         plan::SCHEMA => parse::<plan::Report>(&text, path)?.markdown(),
+        trace::SCHEMA => parse::<trace::Trace>(&text, path)?.markdown(),
         _ => bail!(
             "{name} has schema {schema:?}, this build reads {:?}",
-            [report::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, compare::SCHEMA, plan::SCHEMA]
+            [
+                report::SCHEMA,
+                gemm::SCHEMA,
+                attention::SCHEMA,
+                norm::SCHEMA,
+                compare::SCHEMA,
+                plan::SCHEMA,
+                trace::SCHEMA
+            ]
         ),
     })
 }
@@ -71,6 +80,9 @@ fn read(path: &Path) -> Result<(String, String)> {
 
 fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     serde_json::from_str(text).with_context(|| {
-        format!("{} is no result of `paf speedup`, `paf compare`, `paf plan` or `paf kernels`", path.display())
+        format!(
+            "{} is no result of `paf speedup`, `paf compare`, `paf plan`, `paf trace` or `paf kernels`",
+            path.display()
+        )
     })
 }
