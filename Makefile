@@ -24,11 +24,7 @@ speedup: toolkit
 # Without compile in PEERS it takes minutes instead of an hour. ARGS goes to `paf compare`: --model NAME for one model's shapes.
 compare: toolkit
 	cargo build --release --bin paf
-	mkdir -p $(OUT)
-	target/release/paf kernels gemm --json $(OUT)/gemm.json
-	target/release/paf kernels attention --peer $(PYTHON) --json $(OUT)/attention.json
-	target/release/paf kernels norm --json $(OUT)/norm.json
-	target/release/paf compare --anchors --peers $(PEERS) --python $(PYTHON) $(ARGS) --json $(OUT)/compare.json
+	PAF=target/release/paf PYTHON=$(PYTHON) tools/gpu-run compare $(OUT) --peers $(PEERS) $(ARGS)
 
 test: toolkit
 	cargo test --no-fail-fast --features tokenizers,dlpack

@@ -337,6 +337,45 @@ fn a_comparison_with_pytorch_is_reported_again() {
 }
 
 #[test]
+fn a_timeline_is_summed_up_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, trace) = (folder.path().join("s.json"), folder.path().join("t.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let mut file = read_json(&speedup);
+    file["schema"] = "paf-cuda/trace/1".into();
+    file["displayTimeUnit"] = "ns".into();
+    file["traceEvents"] = serde_json::json!([
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": 1, "args": {"name": "stream caller"}},
+    ]);
+    file["otherData"] = serde_json::json!({
+        "model": "m", "config": file["config"], "design": "paf-post", "schedule": "fused", "plan": "fused", "mode": "graph",
+        "dtype": "bf16", "batch": 1, "seq_len": 16, "packed": false, "tokens": 16, "source": "the device's clock",
+        "assigned_by": "names", "forward_us": {"median": 20.0, "low": 19.0, "high": 22.0, "confidence": 0.95},
+        "summary": {
+            "span_us": 24.0, "busy_us": 18.0, "idle_share": 0.25, "attention_us": 4.0, "ffn_us": 12.0, "together_us": 3.0,
+            "overlap_fraction": 0.75, "totals": [{"part": "wide-first", "kernel": "gemm", "count": 2, "total_us": 9.0}],
+        },
+    });
+    std::fs::write(&trace, file.to_string()).unwrap();
+    let output = paf(&["report", trace.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let markdown = text(&output.stdout);
+    for part in [
+        "| wide-first | gemm | 2 | 4.50 | 50.0 % |",
+        "- m: 2 layers, 1 × 16, paf-post fused graph",
+        "one of each for 3.0, 75 % of the shorter",
+        "no kernel ran in 25.0 % of the traced time",
+        "times: the device's clock; told apart by names",
+    ] {
+        assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
+    }
+    file["traceEvents"] = 1.into();
+    std::fs::write(&trace, file.to_string()).unwrap();
+    refuses(&["report", trace.to_str().unwrap()], 1, &["t.json", "no result"]);
+}
+
+#[test]
 fn data_on_stdout_is_only_data() {
     let output = paf(&small(&[
         "--json",

@@ -41,7 +41,7 @@ impl Peer {
     /// Starts it with that Python, on the device of that number.
     ///
     /// # Errors
-    /// [`Error::Peer`] if there is no such program, or no PyTorch that finds the device.
+    /// [`Error::Peer`](crate::Error::Peer) if there is no such program, or no PyTorch that finds the device.
     pub fn start(python: &str, ordinal: usize) -> Result<Self> {
         let (process, version) = Process::start(python, SCRIPT, ordinal)?;
         Ok(Self { process, version })
@@ -55,7 +55,7 @@ impl Peer {
     /// Lets it make operands, verify each back end, and record graphs.
     ///
     /// # Errors
-    /// [`Error::Peer`] if a back end's result is wrong, or the process fails.
+    /// [`Error::Peer`](crate::Error::Peer) if a back end's result is wrong, or the process fails.
     pub fn prepare(&mut self, shape: Shape, dtype: Dtype, rotations: &[Rotation]) -> Result<Prepared> {
         let by_name = |number: fn(&Rotation) -> usize| -> BTreeMap<_, _> {
             rotations.iter().map(|rotation| (rotation.name, number(rotation))).collect()
@@ -71,7 +71,7 @@ impl Peer {
     /// Device time of one launch, µs, over one replay of the graph of that back end and rotation.
     ///
     /// # Errors
-    /// [`Error::Peer`] if there is no such graph, or the process fails.
+    /// [`Error::Peer`](crate::Error::Peer) if there is no such graph, or the process fails.
     pub fn sample(&mut self, backend: &str, rotation: &str) -> Result<f64> {
         self.process.ask(&json!({ "sample": [backend, rotation] })).map(|Sample { us }| us)
     }

@@ -52,8 +52,10 @@ pub(super) fn assign(launches: &[Launch], records: &[Record], graph: bool) -> Re
     }
     let mut ordered = records.to_vec();
     let by = if graph { By::Nodes } else { By::Calls };
-    ordered.sort_by_key(|record| if graph { record.graph_node } else { u64::from(record.correlation) });
-    if launches.iter().zip(&ordered).all(|(launch, record)| of_launch(launch) == of_record(record)) {
+    let number = |record: &Record| if graph { record.graph_node } else { u64::from(record.correlation) };
+    ordered.sort_by_key(number);
+    let numbered = ordered.windows(2).all(|pair| number(&pair[0]) < number(&pair[1]));
+    if numbered && launches.iter().zip(&ordered).all(|(launch, record)| of_launch(launch) == of_record(record)) {
         return Ok((ordered, by));
     }
     let mut by_key: BTreeMap<Key<'_>, Vec<&Record>> = BTreeMap::new();
@@ -131,6 +133,9 @@ mod tests {
         let records = [record("b", 4, 9, 0, 1), record("a", 8, 1, 0, 3), record("b", 4, 4, 0, 2)];
         let (found, by) = assign(&launches, &records, true).unwrap();
         assert_eq!((starts(&found), by), (vec![1, 4, 9], By::Starts));
+        // Calls that have no number, though their starts would do for one.
+        let records = [record("a", 8, 1, 0, 0), record("b", 4, 4, 0, 0), record("b", 4, 9, 0, 0)];
+        assert_eq!(assign(&launches, &records, true).unwrap().1, By::Starts);
     }
 
     #[test]
