@@ -230,7 +230,9 @@ impl Report {
         let mut lines = Vec::new();
         if let Some(Versions { torch, cudnn, .. }) = &self.peer {
             let cudnn = cudnn.map_or_else(String::new, |version| format!(", cuDNN {version}"));
-            lines.push(format!("PyTorch {torch}{cudnn}; the best of either side above, every row below"));
+            lines.push(format!(
+                "PyTorch {torch}{cudnn}; a model's first table has the best of either side, its second every row"
+            ));
         }
         lines.extend(self.missing.iter().map(|Missing { way, why }| format!("PyTorch {way} was not measured: {why}")));
         for stack in &self.stacks {
