@@ -1,5 +1,6 @@
 # Set-up, tests and the main command. Everything lands inside this folder: .toolkit/ (nvcc, if none is found) and target/.
 #   make speedup     PAF beside SAF on this machine's GPU, or on its CPU where there is none
+#   make compare     kernels and layers beside cuBLASLt's and PyTorch's (PYTHON's), on a GPU: result files in OUT (target/compare)
 #   make test        the whole test suite
 #   make test-minilm a real pretrained model on the CPU against Transformers' results; fetches it (80 MB)
 #   make install     the C library, its header and pkg-config file, in PREFIX (/usr/local)
@@ -9,15 +10,22 @@
 
 PYTHON ?= python3
 PREFIX ?= /usr/local
+OUT ?= target/compare
+PEERS ?= eager,two-stream,fused,compile
 VERSION = $(shell sed -n '0,/^version/s/^version = "\(.*\)"/\1/p' Cargo.toml)
 # The newest toolkit whose PTX driver 580 loads; a later one's is refused there (CUDA_ERROR_UNSUPPORTED_PTX_VERSION).
 NVCC_WHEELS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
               nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
 
-.PHONY: speedup test test-minilm check docs header schemas install toolkit gpu-bundle clean
+.PHONY: speedup compare test test-minilm check docs header schemas install toolkit gpu-bundle clean
 
 speedup: toolkit
 	cargo run --release --bin paf -- speedup $(ARGS)
+
+# Without compile in PEERS it takes minutes instead of an hour. ARGS goes to `paf compare`: --model NAME for one model's shapes.
+compare: toolkit
+	cargo build --release --bin paf
+	PAF=target/release/paf PYTHON=$(PYTHON) tools/gpu-run compare $(OUT) --peers $(PEERS) $(ARGS)
 
 test: toolkit
 	cargo test --no-fail-fast --features tokenizers,dlpack

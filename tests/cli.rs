@@ -117,9 +117,11 @@ fn what_cannot_be_written_is_said_before_anything_is_measured() {
 #[test]
 fn a_device_that_is_not_there_is_a_failure() {
     // Without a driver it is the driver that is missing; with one, device 4096.
-    let commands: [&[&str]; 8] = [
+    let commands: [&[&str]; 10] = [
         &["speedup", "--backend", "cuda", "--device", "4096"],
         &["verify", "--backend", "cuda", "--device", "4096", "--portable"],
+        &["compare", "--device", "4096", "--python", "none"],
+        &["trace", "--device", "4096", "--mode", "eager", "--times", "events"],
         &["plan", "--device", "4096", "--no-cache"],
         &["kernels", "list", "--device", "4096"],
         &["kernels", "gemm", "--device", "4096"],
@@ -153,6 +155,31 @@ fn bad_choices_of_kernels_are_usage_errors() {
         let expected = format!("paf-cuda/{kernel}/1");
         refuses(&["kernels", kernel, "--baseline", speedup], 2, &["schema", "paf-cuda/speedup/1", &expected]);
     }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_comparisons_are_usage_errors() {
+    refuses(&["compare", "--peers", "eager,jit"], 2, &["\"jit\"", "two-stream, fused, compile"]);
+    refuses(&["compare", "--batch", "2", "--seq", "9", "--lengths", "9,4"], 2, &["[9, 4]", "full sequences"]);
+    refuses(&["compare", "--packed", "3,5"], 2, &["[3, 5]", "full sequences"]);
+    refuses(&["compare", "--anchors", "--model", "phi-2"], 2, &["\"phi-2\"", "roberta-large, pythia-410m"]);
+    refuses(&["compare", "--anchors", "--batch", "1"], 2, &["--anchors", "--batch"]);
+    refuses(&["compare", "--anchors", "--layers", "2"], 2, &["--anchors", "--layers"]);
+    refuses(&["compare", "--seconds", "0"], 2, &["seconds = 0"]);
+    refuses(&["compare", "--json", "missing/compare.json"], 1, &["missing/compare.json", "cannot write"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn bad_choices_of_timelines_are_usage_errors() {
+    refuses(&["trace", "--batch", "1,2"], 2, &["2 shapes", "one shape"]);
+    refuses(&["trace", "--saf", "--schedule", "fused"], 2, &["schedule fused with design saf-post", "serial"]);
+    refuses(&["trace", "--schedule", "three-stream"], 2, &["three-stream", "hybrid or auto"]);
+    refuses(&["trace", "--times", "events"], 2, &["events in mode graph", "mode eager"]);
+    refuses(&["trace", "--times", "cupti", "--cupti", "missing/libcupti.so"], 2, &["missing/libcupti.so", "events"]);
+    refuses(&["trace", "--layers", "0"], 2, &["num_hidden_layers = 0"]);
+    refuses(&["trace", "--json", "missing/trace.json"], 1, &["missing/trace.json", "cannot write"]);
 }
 
 #[cfg(feature = "cuda")]
@@ -208,6 +235,83 @@ fn a_small_comparison_gives_a_table_and_files() {
     assert_eq!(markdown.status.code(), Some(0));
     assert_eq!(text(&markdown.stdout).lines().count(), 2 + 6);
     refuses(&["report", &csv], 1, &["r.csv", "no result"]);
+}
+
+#[test]
+fn a_comparison_with_pytorch_is_reported_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, compare) = (folder.path().join("s.json"), folder.path().join("c.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    // What result files of both kinds have in common, and a row of the peer.
+    let mut report = read_json(&speedup);
+    let mut case = report["cases"][0].take();
+    let samples = case["variants"][0]["samples_us"].as_array().unwrap().len();
+    let spread = serde_json::json!({"median": 1.5, "low": 1.25, "high": 1.75, "confidence": 0.95});
+    case["absent"] = serde_json::json!([{"design": "paf", "way": "fused", "mode": "graph", "why": "no room"}]);
+    case["peers"] = serde_json::json!([{
+        "by": "PyTorch", "design": "saf-post", "way": "eager", "mode": "graph", "verified": [], "samples_us": vec![2000.0; samples],
+        "median_us": {"median": 2000.0, "low": 2000.0, "high": 2000.0, "confidence": 0.95}, "over_ours": spread,
+    }]);
+    report["stacks"] =
+        serde_json::json!([{"model": "m", "design": "paf-post", "config": report["config"], "cases": [case]}]);
+    report["schema"] = "paf-cuda/compare/1".into();
+    report["missing"] = serde_json::json!([{"way": "compile", "why": "not asked for"}]);
+    std::fs::write(&compare, report.to_string()).unwrap();
+    let output = paf(&["report", compare.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let markdown = text(&output.stdout);
+    for part in [
+        "m (paf-post): 2 layers of 64, f32",
+        " | 2.000 ± 0.000 eager | 1.500 ± 0.250 |",
+        "| 1 × 16 | saf-post | PyTorch eager, graph | 2.000 ± 0.000 | 1.500 ± 0.250 |",
+        "- PyTorch compile was not measured: not asked for",
+        "- m 1 × 16: no row of PyTorch paf fused, graph: no room",
+    ] {
+        assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
+    }
+    report["schema"] = "paf-cuda/compare/0".into();
+    std::fs::write(&compare, report.to_string()).unwrap();
+    refuses(&["report", compare.to_str().unwrap()], 1, &["paf-cuda/compare/0", "paf-cuda/compare/1"]);
+}
+
+#[test]
+fn a_timeline_is_summed_up_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (speedup, trace) = (folder.path().join("s.json"), folder.path().join("t.json"));
+    let output = paf(&small(&["--json", speedup.to_str().unwrap()]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let mut file = read_json(&speedup);
+    file["schema"] = "paf-cuda/trace/1".into();
+    file["displayTimeUnit"] = "ns".into();
+    file["traceEvents"] = serde_json::json!([
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": 1, "args": {"name": "stream caller"}},
+    ]);
+    file["otherData"] = serde_json::json!({
+        "model": "m", "config": file["config"], "design": "paf-post", "schedule": "fused", "plan": "fused", "mode": "graph",
+        "dtype": "bf16", "batch": 1, "seq_len": 16, "packed": false, "tokens": 16, "source": "the device's clock",
+        "assigned_by": "names", "forward_us": {"median": 20.0, "low": 19.0, "high": 22.0, "confidence": 0.95},
+        "summary": {
+            "span_us": 24.0, "busy_us": 18.0, "idle_share": 0.25, "attention_us": 4.0, "ffn_us": 12.0, "together_us": 3.0,
+            "overlap_fraction": 0.75, "totals": [{"part": "wide-first", "kernel": "gemm", "count": 2, "total_us": 9.0}],
+        },
+    });
+    std::fs::write(&trace, file.to_string()).unwrap();
+    let output = paf(&["report", trace.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let markdown = text(&output.stdout);
+    for part in [
+        "| wide-first | gemm | 2 | 4.50 | 50.0 % |",
+        "- m: 2 layers, 1 × 16, paf-post fused graph",
+        "one of each for 3.0, 75 % of the shorter",
+        "no kernel ran in 25.0 % of the traced time",
+        "times: the device's clock; told apart by names",
+    ] {
+        assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
+    }
+    file["traceEvents"] = 1.into();
+    std::fs::write(&trace, file.to_string()).unwrap();
+    refuses(&["report", trace.to_str().unwrap()], 1, &["t.json", "traceEvents"]);
 }
 
 #[test]

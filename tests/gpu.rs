@@ -8,6 +8,9 @@ mod abi;
 #[path = "gpu/borrowed.rs"]
 mod borrowed;
 #[cfg(feature = "cli")]
+#[path = "gpu/compare.rs"]
+mod compare;
+#[cfg(feature = "cli")]
 #[path = "gpu/complexity.rs"]
 mod complexity;
 #[path = "gpu/engine.rs"]
@@ -34,6 +37,9 @@ mod program;
 mod schemas;
 #[path = "gpu/soak.rs"]
 mod soak;
+#[cfg(feature = "cli")]
+#[path = "gpu/trace.rs"]
+mod trace;
 
 use std::process::ExitCode;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -133,7 +139,11 @@ fn trials(device: &Device) -> Vec<Trial> {
     faults::trials(&mut trials);
     soak::trials(device, &mut trials);
     #[cfg(feature = "cli")]
-    evidence::trials(&mut trials);
+    {
+        evidence::trials(&mut trials);
+        compare::trials(device, &mut trials);
+        trace::trials(device, &mut trials);
+    }
     #[cfg(feature = "checkpoint")]
     loading::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]

@@ -20,6 +20,7 @@ use super::gemm::sm80::Sm80Gemm;
 use super::gemm::sm90::Sm90Gemm;
 use super::memory::Matrix;
 use super::norm::NormKernel;
+use super::observe::{self, Kernel};
 use super::ptx::PtxModule;
 use super::rotary::RotaryKernel;
 use crate::config::HiddenAct;
@@ -198,10 +199,22 @@ impl Function {
             numAttrs: wanted.len() as u32,
         };
         let mut arguments = [std::ptr::from_ref(parameters).cast_mut().cast::<c_void>()];
-        // SAFETY: the driver copies the struct before it returns; the rest is the caller's promise.
-        let launched =
-            unsafe { sys::cuLaunchKernelEx(&config, self.raw, arguments.as_mut_ptr(), std::ptr::null_mut()) };
-        device.check("launching a kernel", launched.result())
+        let launch = || {
+            // SAFETY: the driver copies the struct before it returns; the rest is the caller's promise.
+            let launched =
+                unsafe { sys::cuLaunchKernelEx(&config, self.raw, arguments.as_mut_ptr(), std::ptr::null_mut()) };
+            device.check("launching a kernel", launched.result())
+        };
+        let kernel = || Kernel {
+            name: self.resources.name.clone(),
+            grid: [grid.x, grid.y],
+            cluster: grid.cluster,
+            threads: self.threads,
+            shared_bytes,
+            registers: self.resources.registers,
+            overlap: grid.overlap,
+        };
+        observe::launching(stream, kernel, launch)
     }
 }
 

@@ -22,6 +22,8 @@
 mod attention;
 mod batch;
 mod borrowed;
+#[cfg(feature = "cli")]
+pub mod cupti;
 mod device;
 #[cfg(feature = "dlpack")]
 mod dlpack;
@@ -35,6 +37,7 @@ mod launch;
 mod memory;
 mod model;
 mod norm;
+pub mod observe;
 #[cfg(feature = "cli")]
 pub mod peer;
 mod plan;

@@ -69,6 +69,7 @@ use super::gemm::{self, Count, Early, Gemm, Meanwhile, Ready, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
+use super::observe::{self, Part};
 use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotation};
 use super::workspace::{Branch, Scratch, Workspace};
@@ -113,6 +114,8 @@ pub(super) unsafe fn forward(
     let block = encoder.block();
     let run = Run { config, plan, kernels, batch, attention, early, rotation, scratch, streams, block };
     let layers = &layers[..encoder.config().num_hidden_layers];
+    observe::streams([(caller, "caller"), (&workspace.attention_stream, "attention"), (&workspace.ffn_stream, "ffn")]);
+    observe::layer(0);
     let enqueue = || {
         run.streams.enter(caller)?;
         // SAFETY: the caller's promise, passed on.
@@ -123,6 +126,7 @@ pub(super) unsafe fn forward(
             for (i, layer) in layers.iter().enumerate() {
                 // The residual stream lives in y from the first layer's end on: a join reads a row before it writes it.
                 let from = if i == 0 { x } else { y };
+                observe::layer(i);
                 let next = layers.get(i + 1);
                 match block {
                     None => run.layer(layer, next, from, y)?,
@@ -295,9 +299,14 @@ impl Run<'_> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             if let Some(rotation) = &made.to_rotate {
+                observe::next(Part::Rotation, || shape(&self.scratch.qkv));
                 rotary::launch(self.kernels, lane.stream, self.scratch.qkv, rotation, lane.overlap())?;
             }
             let attention = Attention { overlap: lane.overlap(), early, ready: made.ready, ..self.attention };
+            observe::next(Part::Attention, || {
+                let (of, config) = (self.batch.shape(), self.config);
+                format!("{} × {} × {} × {}", of.batch(), config.num_attention_heads, of.seq_len(), config.head_dim)
+            });
             attention::launch(self.kernels, lane.stream, &attention)
         }
     }
@@ -332,6 +341,7 @@ impl Run<'_> {
         }
         lane.no_overlap();
         let Scratch { first, inner, .. } = self.scratch;
+        observe::next(Part::Gate, || shape(&inner));
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             gate::launch(self.kernels, lane.stream, &Gate { act: self.config.hidden_act, both: first, out: inner })
@@ -341,6 +351,7 @@ impl Run<'_> {
     /// A product in the plan's way. `plan::candidates` knows the shapes and limits of all that are launched here.
     unsafe fn product(&self, lane: &Lane<'_>, product: LayerProduct, gemm: Gemm) -> Result<()> {
         let variant = self.plan.product(product);
+        observe_next(product, &gemm);
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
         unsafe { gemm::launch(self.kernels, lane.stream, &Gemm { variant, overlap: lane.overlap(), ..gemm }) }
     }
@@ -353,6 +364,7 @@ impl Run<'_> {
         let (variant, rotation, device) = (self.plan.product(product), self.rotation, lane.stream.device());
         let gemm = gemm::settled(self.kernels, device, Gemm { variant, rotation, ..gemm })?;
         let gemm = Gemm { overlap: lane.overlap(), ..gemm };
+        observe_next(product, &gemm);
         let to_rotate = rotation.filter(|_| gemm.rotation.is_none());
         let beside = product == LayerProduct::WideFirst && self.attention.beside && to_rotate.is_none();
         let attention = Attention { overlap: lane.overlaps && beside, ..self.attention };
@@ -379,6 +391,7 @@ impl Run<'_> {
     ) -> Result<Sum> {
         let (sums, variant) = (self.scratch.sums, self.plan.product(product));
         let gemm = Gemm { variant, then: Then::Residual(residual), overlap: lane.overlap(), ..gemm };
+        observe_next(product, &gemm);
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
         let parts = unsafe { gemm::launch_for_join(self.kernels, lane.stream, &gemm, sums)? };
         Ok(match parts {
@@ -399,6 +412,12 @@ impl Run<'_> {
             eps: self.config.layer_norm_eps,
             overlap: self.streams.attention.overlap(),
         };
+        observe::next(Part::Join, || {
+            let (addends, norms) = (of.addends.iter().flatten().count(), norms.iter().flatten().count());
+            let parts = of.parts.map_or_else(String::new, |parts| format!(" and {} parts", parts.count));
+            let rows = of.addends[0].as_ref().map_or_else(String::new, shape);
+            format!("{rows}, {addends} addends{parts}, {norms} norms")
+        });
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe { norm::launch(self.kernels, self.streams.attention.stream, &join) }
     }
@@ -451,6 +470,19 @@ struct Sum {
 
 fn one(addend: Matrix) -> Sum {
     Sum { addends: [Some(addend), None, None], parts: None }
+}
+
+/// For an observer: rows × columns.
+fn shape(matrix: &Matrix) -> String {
+    format!("{} × {}", matrix.rows, matrix.cols)
+}
+
+/// For an observer: M × N × K.
+fn observe_next(product: LayerProduct, gemm: &Gemm) {
+    observe::next(Part::Product(product), || {
+        let k = gemm.a.cols + gemm.second.map_or(0, |(a, _)| a.cols);
+        format!("{} × {k}", shape(&gemm.c))
+    });
 }
 
 fn norm_1(layer: &DeviceLayer, out: Matrix) -> NormOutput {

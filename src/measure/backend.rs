@@ -66,14 +66,17 @@ pub(super) trait Backend {
     fn ceilings(&self) -> Result<Ceilings>;
     /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
     fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison>;
-    /// Checks that variants which should agree bitwise do, then samples all of them, µs.
-    fn measure(
-        &self,
-        variants: &[(Variant, EncoderConfig)],
-        shape: &BatchShape,
-        effort: Effort,
-        on_round: &mut dyn FnMut(usize),
-    ) -> Result<Sampled>;
+    /// Checks that variants which should agree bitwise do, then samples all of them, and the others after them, µs.
+    fn measure(&self, variants: &[(Variant, EncoderConfig)], shape: &BatchShape, turns: Turns<'_>) -> Result<Sampled>;
+}
+
+/// How variants are sampled, and what else is, in the same rounds.
+pub(super) struct Turns<'a> {
+    pub(super) effort: Effort,
+    /// Each variant runs once, untimed, right before its sample: the device comes from someone else, with what that left in the caches.
+    pub(super) untimed_first: bool,
+    pub(super) others: Vec<Candidate<'a>>,
+    pub(super) on_round: &'a mut dyn FnMut(usize),
 }
 
 /// Compares each variant's bits with those of the first variant that it should agree with.
@@ -165,13 +168,7 @@ impl Backend for Cpu {
         verify::cpu::stack(config, self.first_layers.clone(), plan.schedule(), shape, self.seed)
     }
 
-    fn measure(
-        &self,
-        variants: &[(Variant, EncoderConfig)],
-        shape: &BatchShape,
-        effort: Effort,
-        on_round: &mut dyn FnMut(usize),
-    ) -> Result<Sampled> {
+    fn measure(&self, variants: &[(Variant, EncoderConfig)], shape: &BatchShape, turns: Turns<'_>) -> Result<Sampled> {
         let h = self.encoder.config().layer.hidden_size;
         let x = random_activations(shape.rows(), h, self.seed);
         let mut outputs = vec![vec![f32::NAN; x.len()]; variants.len()];
@@ -187,9 +184,12 @@ impl Backend for Cpu {
         let shared = std::cell::RefCell::new((vec![0.0f32; x.len()], workspace));
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for ((variant, _), encoder) in variants.iter().zip(&encoders) {
-            let (x, shared) = (&x, &shared);
+            let (x, shared, untimed_first) = (&x, &shared, turns.untimed_first);
             let sample = move |extra: Option<Duration>| {
                 let (y, workspace) = &mut *shared.borrow_mut();
+                if untimed_first {
+                    encoder.forward(variant.plan.schedule(), shape, x, y, workspace)?;
+                }
                 let started = Instant::now();
                 encoder.forward(variant.plan.schedule(), shape, x, y, workspace)?;
                 if let Some(until) = extra.map(|extra| started.elapsed() + extra) {
@@ -202,7 +202,8 @@ impl Backend for Cpu {
             let extra = plant::extra(variant.design.name(), || sample(None))?;
             candidates.push(Box::new(move || sample(extra)));
         }
-        observe(&mut candidates, effort, || None, on_round)
+        candidates.extend(turns.others);
+        observe(&mut candidates, turns.effort, || None, turns.on_round)
     }
 }
 
@@ -247,7 +248,7 @@ mod gpu {
         }
 
         /// The layers of `config`, or of each one block alone.
-        fn stack(&self, config: &EncoderConfig, block: Option<Branch>) -> Result<Encoder> {
+        pub(in super::super) fn stack(&self, config: &EncoderConfig, block: Option<Branch>) -> Result<Encoder> {
             let encoder = Encoder::new(config, self.weights.clone())?;
             match block {
                 None => Ok(encoder),
@@ -311,8 +312,7 @@ mod gpu {
             &self,
             variants: &[(Variant, EncoderConfig)],
             shape: &BatchShape,
-            effort: Effort,
-            on_round: &mut dyn FnMut(usize),
+            turns: Turns<'_>,
         ) -> Result<Sampled> {
             let (device, dtype) = (&self.device, self.weights.dtype());
             let h = variants[0].1.layer.hidden_size;
@@ -354,7 +354,11 @@ mod gpu {
                         Box::new(move || graph.launch(stream))
                     }
                 };
+                let untimed_first = turns.untimed_first;
                 let mut sample = move |extra: Option<Duration>| {
+                    if untimed_first {
+                        call()?;
+                    }
                     start.record(stream)?;
                     call()?;
                     extra.map_or(Ok(()), |extra| stream.hold_back(extra))?;
@@ -365,7 +369,8 @@ mod gpu {
                 let extra = plant::extra(variant.design.name(), || sample(None))?;
                 candidates.push(Box::new(move || sample(extra)));
             }
-            observe(&mut candidates, effort, || self.monitor.state(), on_round)
+            candidates.extend(turns.others);
+            observe(&mut candidates, turns.effort, || self.monitor.state(), turns.on_round)
         }
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Everything is verified before it is timed ([`speedup`]); samples of the things compared are interleaved, and ratios are
 //! paired ([`timing`]); intervals assume nothing about the distribution ([`statistics`]); each time stands beside the
-//! time that the machine's ceilings allow ([`roofline`]); every raw sample is kept ([`report`]), and drawn ([`plot`]). What casts
-//! doubt on a measurement is said beside it ([`warnings`]), and an earlier result can be compared with it ([`baseline`]).
-//! The result files have schemas ([`schema`]).
+//! time that the machine's ceilings allow ([`roofline`]), and beside PyTorch's ([`compare`]); every raw sample is kept ([`report`]),
+//! and drawn ([`plot`], [`page`]). What casts doubt on a measurement is said beside it ([`warnings`]), and an earlier result can be
+//! compared with it ([`baseline`]). The result files have schemas ([`schema`]).
 
 pub mod attention;
 mod backend;
 pub mod baseline;
+pub mod compare;
 pub mod complexity;
 pub mod devices;
 pub mod gemm;
@@ -17,6 +18,7 @@ mod machine;
 pub mod norm;
 pub mod page;
 pub mod peak;
+mod peer;
 pub mod plan;
 mod plant;
 pub mod plot;
@@ -29,4 +31,5 @@ pub mod speedup;
 pub mod spot;
 pub mod statistics;
 pub mod timing;
+pub mod trace;
 pub mod warnings;

@@ -12,7 +12,8 @@ pub use timeline::Trace;
 
 use self::sections::Section;
 use self::write::Escaped;
-use super::results::Results;
+use super::results::{self, Results};
+use super::trace;
 use crate::error::{Error, Result};
 
 /// One file of the folder that the page is made of.
@@ -29,8 +30,8 @@ pub struct File {
 pub enum Content {
     /// Results with a schema.
     Results(Box<Results>),
-    /// A timeline of one forward call.
-    Trace(Trace),
+    /// A timeline, and, if `paf trace` wrote it, all that the file says.
+    Trace(Trace, Option<Box<trace::Trace>>),
     /// Something else: why it is not shown.
     Other(String),
 }
@@ -39,13 +40,24 @@ impl File {
     /// Reads a file's text: results, or a timeline in Chrome's trace format.
     pub fn read(name: impl Into<String>, text: &str) -> Self {
         let name = name.into();
-        let content = match Trace::is_one(text) {
-            true => Trace::parse(text).map_or_else(|error| Content::Other(error.to_string()), Content::Trace),
-            false => Results::parse(text)
-                .map_or_else(|error| Content::Other(error.to_string()), |results| Content::Results(Box::new(results))),
-        };
+        let content = if Trace::is_one(text) { timeline(text) } else { results(text) };
         Self { name, content }
     }
+}
+
+fn timeline(text: &str) -> Content {
+    let ours = results::schema(text).is_ok_and(|schema| schema == trace::SCHEMA);
+    let whole = || if ours { serde_json::from_str(text).map(Some) } else { Ok(None) };
+    match (Trace::parse(text), whole()) {
+        (Ok(drawn), Ok(whole)) => Content::Trace(drawn, whole),
+        (Err(error), _) => Content::Other(error.to_string()),
+        (_, Err(error)) => Content::Other(format!("is no result of `paf trace`: {error}")),
+    }
+}
+
+fn results(text: &str) -> Content {
+    Results::parse(text)
+        .map_or_else(|error| Content::Other(error.to_string()), |results| Content::Results(Box::new(results)))
 }
 
 const STYLE: &str = include_str!("page/style.css");

@@ -4,13 +4,15 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::report::{self, Run};
-use super::{attention, complexity, gemm, norm, peak, plan};
+use super::{attention, compare, complexity, gemm, norm, peak, plan};
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Results {
     /// Of `paf speedup`.
     Speedup(report::Report),
+    /// Of `paf compare`.
+    Compare(compare::Report),
     /// Of `paf plan`.
     Plan(plan::Report),
     /// Of `paf complexity`.
@@ -29,7 +31,9 @@ pub enum Results {
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     /// It is not JSON, has no schema, or not what its schema says.
-    #[error("is no result of `paf speedup`, `paf plan`, `paf complexity` or `paf kernels`: {0}")]
+    #[error(
+        "is no result of `paf speedup`, `paf compare`, `paf plan`, `paf complexity`, `paf kernels` or `paf peak`: {0}"
+    )]
     Json(#[from] serde_json::Error),
     /// It is of another version, or from elsewhere.
     #[error("has schema {0:?}, this build reads {SCHEMAS:?}")]
@@ -37,8 +41,16 @@ pub enum Unreadable {
 }
 
 /// The schemas that [`Results::parse`] reads.
-pub const SCHEMAS: [&str; 7] =
-    [report::SCHEMA, plan::SCHEMA, complexity::SCHEMA, gemm::SCHEMA, attention::SCHEMA, norm::SCHEMA, peak::SCHEMA];
+pub const SCHEMAS: [&str; 8] = [
+    report::SCHEMA,
+    compare::SCHEMA,
+    plan::SCHEMA,
+    complexity::SCHEMA,
+    gemm::SCHEMA,
+    attention::SCHEMA,
+    norm::SCHEMA,
+    peak::SCHEMA,
+];
 
 /// The schema that a result file's text states.
 ///
@@ -65,6 +77,7 @@ impl Results {
         let schema = schema(text)?;
         match schema.as_str() {
             report::SCHEMA => of(text, Self::Speedup),
+            compare::SCHEMA => of(text, Self::Compare),
             plan::SCHEMA => of(text, Self::Plan),
             complexity::SCHEMA => of(text, Self::Complexity),
             gemm::SCHEMA => of(text, Self::Gemm),
@@ -79,6 +92,7 @@ impl Results {
     pub fn run(&self) -> &Run {
         match self {
             Self::Speedup(report) => &report.run,
+            Self::Compare(report) => &report.run,
             Self::Plan(report) => &report.run,
             Self::Complexity(report) => &report.run,
             Self::Gemm(report) => &report.run,
@@ -92,6 +106,7 @@ impl Results {
     pub fn method(&self) -> &str {
         match self {
             Self::Speedup(report) => &report.method,
+            Self::Compare(report) => &report.method,
             Self::Plan(report) => &report.method,
             Self::Complexity(report) => &report.method,
             Self::Gemm(report) => &report.method,
@@ -105,6 +120,7 @@ impl Results {
     pub fn markdown(&self) -> String {
         match self {
             Self::Speedup(report) => report.markdown(),
+            Self::Compare(report) => report.markdown(),
             Self::Plan(report) => report.markdown(),
             Self::Complexity(report) => report.markdown(),
             Self::Gemm(report) => report.markdown(),

@@ -7,7 +7,7 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema};
 
-use super::{attention, complexity, gemm, norm, peak, plan, report};
+use super::{attention, compare, complexity, gemm, norm, peak, plan, report, trace};
 
 /// What describes the files of one schema and version.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,10 +48,12 @@ pub fn documents() -> Vec<Document> {
     vec![
         Document::of::<report::Report>(report::SCHEMA),
         Document::of::<plan::Report>(plan::SCHEMA),
+        Document::of::<compare::Report>(compare::SCHEMA),
         Document::of::<complexity::Report>(complexity::SCHEMA),
         Document::of::<gemm::Report>(gemm::SCHEMA),
         Document::of::<attention::Report>(attention::SCHEMA),
         Document::of::<norm::Report>(norm::SCHEMA),
         Document::of::<peak::Report>(peak::SCHEMA),
+        Document::of::<trace::Trace>(trace::SCHEMA),
     ]
 }

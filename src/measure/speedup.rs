@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use super::backend::{Backend, Branch, CPU_ELEMENT, Cpu, ORACLE_LAYERS, Plan};
+use super::backend::{Backend, Branch, CPU_ELEMENT, Cpu, ORACLE_LAYERS, Plan, Turns};
 use super::baseline::Identity;
 use super::machine;
 use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
 use super::statistics::{Median, paired_ratio};
-use super::timing::{Effort, Sampled};
+use super::timing::{Candidate, Effort, Sampled};
 use crate::config::{BatchShape, Design, EncoderConfig, Schedule};
 #[cfg(feature = "cuda")]
 use crate::dtype::Dtype;
@@ -181,6 +181,12 @@ pub enum Step {
     Round(usize),
 }
 
+/// What takes turns with the variants.
+pub(super) trait Beside {
+    /// Is ready on that shape, and verified. Each gives its sample after a call that is not timed; so do the variants then.
+    fn candidates(&mut self, shape: &BatchShape) -> Result<Vec<Candidate<'_>>>;
+}
+
 /// Tokens of the sequence that the oracle is asked about, at most: its f64 loops need seconds beyond.
 const ORACLE_TOKENS: usize = 512;
 
@@ -265,7 +271,17 @@ impl Experiment {
     ///
     /// # Errors
     /// [`Error::Verification`] before anything is timed, if a result is wrong; whatever the engine gives.
-    pub fn run(&self, engine: &Engine, mut on_step: impl FnMut(usize, Step)) -> Result<Report> {
+    pub fn run(&self, engine: &Engine, on_step: impl FnMut(usize, Step)) -> Result<Report> {
+        self.run_beside(engine, None, on_step).map(|(report, _)| report)
+    }
+
+    /// The same in turns with something else, whose samples, µs, it gives for each shape, in the order of its candidates.
+    pub(super) fn run_beside(
+        &self,
+        engine: &Engine,
+        mut beside: Option<&mut dyn Beside>,
+        mut on_step: impl FnMut(usize, Step),
+    ) -> Result<(Report, Vec<Vec<Vec<f64>>>)> {
         self.config.validate()?;
         if !self.config.layer.design.is_parallel() {
             return Err(Error::InvalidConfig {
@@ -295,14 +311,18 @@ impl Experiment {
         }
         let ceilings = backend.ceilings()?;
         let run = Run::begin(report::SCHEMA, backend.machine());
-        let mut cases = Vec::new();
+        let (mut cases, mut others) = (Vec::new(), Vec::new());
         for (i, shape) in self.shapes.iter().enumerate() {
             on_step(i, Step::Plan);
             let variants = self.variants(&*backend, &choices, shape)?;
             on_step(i, Step::Verify);
-            cases.push(self.case(&*backend, &variants, &ceilings, shape, &mut |round| on_step(i, Step::Round(round)))?);
+            let (case, of_others) = self.case(&*backend, &variants, &ceilings, shape, &mut beside, &mut |round| {
+                on_step(i, Step::Round(round))
+            })?;
+            cases.push(case);
+            others.push(of_others);
         }
-        Ok(Report {
+        let report = Report {
             run,
             backend: backend.name().into(),
             model: self.model.clone(),
@@ -318,7 +338,8 @@ impl Experiment {
                 source: ceilings.source,
             },
             cases,
-        })
+        };
+        Ok((report, others))
     }
 
     fn case(
@@ -327,8 +348,9 @@ impl Experiment {
         variants: &[(Variant, EncoderConfig)],
         ceilings: &super::roofline::Ceilings,
         shape: &BatchShape,
+        beside: &mut Option<&mut dyn Beside>,
         on_round: &mut dyn FnMut(usize),
-    ) -> Result<report::Case> {
+    ) -> Result<(report::Case, Vec<Vec<f64>>)> {
         let (some, name) = few_tokens(shape)?;
         let mut verified = Vec::new();
         for (i, (variant, config)) in variants.iter().enumerate() {
@@ -341,8 +363,11 @@ impl Experiment {
                 found,
             ));
         }
-        let Sampled { samples_us: samples, state_before, state_after } =
-            backend.measure(variants, shape, self.effort, on_round)?;
+        let untimed_first = beside.is_some();
+        let others = beside.as_mut().map_or(Ok(Vec::new()), |beside| beside.candidates(shape))?;
+        let turns = Turns { effort: self.effort, untimed_first, others, on_round };
+        let Sampled { samples_us: mut samples, state_before, state_after } = backend.measure(variants, shape, turns)?;
+        let others = samples.split_off(variants.len());
 
         let work = Work::of(&self.config, shape, backend.element_bytes());
         let floor_us = work.floor_us(ceilings);
@@ -364,7 +389,7 @@ impl Experiment {
                 speedup_over_saf: ratio.into(),
             });
         }
-        Ok(report::Case {
+        let case = report::Case {
             batch: shape.batch(),
             seq_len: shape.seq_len(),
             lengths: shape.lengths().map(<[usize]>::to_vec),
@@ -376,7 +401,8 @@ impl Experiment {
             state_before,
             state_after,
             variants: rows,
-        })
+        };
+        Ok((case, others))
     }
 
     fn method(&self, backend: &str, plans: bool) -> String {

@@ -5,6 +5,8 @@
 //! that `--baseline` names.
 
 mod baseline;
+#[cfg(feature = "cuda")]
+mod compare;
 mod complexity;
 mod doctor;
 #[cfg(feature = "cuda")]
@@ -20,6 +22,8 @@ mod report;
 mod run;
 mod select;
 mod speedup;
+#[cfg(feature = "cuda")]
+mod trace;
 mod verify;
 
 use std::io::Write;
@@ -43,6 +47,9 @@ struct Cli {
 enum Command {
     /// Measure SAF, and PAF in each schedule, beside each other.
     Speedup(Box<speedup::Arguments>),
+    /// Measure both designs beside PyTorch's, in turns with it: eager, on two streams, in wide products, compiled.
+    #[cfg(feature = "cuda")]
+    Compare(Box<compare::Arguments>),
     /// Check every kernel and layer against the f64 oracle.
     Verify(verify::Arguments),
     /// Find the fastest schedule, and variants of its kernels, for each batch shape, by measuring.
@@ -50,6 +57,9 @@ enum Command {
     Plan(Box<plan::Arguments>),
     /// Count what attention and FFN cost, predict what running both at once gains on a device, and measure it if it is there.
     Complexity(Box<complexity::Arguments>),
+    /// Record a timeline of one forward call: which kernel ran when, on which stream.
+    #[cfg(feature = "cuda")]
+    Trace(Box<trace::Arguments>),
     /// Measure one kernel family beside what others offer.
     #[cfg(feature = "cuda")]
     #[command(subcommand)]
@@ -70,10 +80,14 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Speedup(arguments) => speedup::run(&arguments),
+        #[cfg(feature = "cuda")]
+        Command::Compare(arguments) => compare::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Complexity(arguments) => complexity::run(&arguments),
+        #[cfg(feature = "cuda")]
+        Command::Trace(arguments) => trace::run(&arguments),
         #[cfg(feature = "cuda")]
         Command::Kernels(command) => kernels::run(&command),
         Command::Peak(arguments) => peak::run(&arguments),

@@ -72,6 +72,12 @@ pub struct Model {
 const CPU_LAYERS: usize = 4;
 
 impl ModelArguments {
+    /// The model that was named, if one was.
+    #[cfg(feature = "cuda")]
+    pub fn name(&self) -> Option<&str> {
+        self.model.as_deref()
+    }
+
     pub fn model(&self, cpu: bool) -> Result<Model> {
         let mut name = None;
         let config = match (self.hidden_size, self.num_attention_heads, self.intermediate_size) {
@@ -134,10 +140,11 @@ impl ModelArguments {
 /// The batches. Which there are if none is asked for depends on the command.
 #[derive(Debug, Args)]
 pub struct ShapeArguments {
-    /// Batch sizes [default: 1,8; on the CPU and for `paf complexity` 1; for `paf plan` 1, or 64 to 16384 tokens if nothing is asked for]
+    /// Batch sizes [default: 1,8; on the CPU, for `paf complexity` and for `paf trace` 1; for `paf plan` 1, or 64 to 16384 tokens if nothing
+    /// is asked for]
     #[arg(long, value_delimiter = ',')]
     batch: Vec<usize>,
-    /// Sequence lengths [default: 128,512; for `paf plan` 128; for `paf complexity` 64 to 8192, doubled]
+    /// Sequence lengths [default: 128,512; for `paf plan` and `paf trace` 128; for `paf complexity` 64 to 8192, doubled]
     #[arg(long, value_delimiter = ',')]
     seq: Vec<usize>,
     /// Valid tokens of each sequence of the batch; the rest is padding.

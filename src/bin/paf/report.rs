@@ -12,7 +12,8 @@ use super::output::{Sink, note, print};
 
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// Files that `paf speedup`, `paf plan`, `paf complexity` or `paf kernels …` wrote with --json, or folders of such files.
+    /// Files that `paf speedup`, `paf compare`, `paf plan`, `paf complexity`, `paf trace`, `paf kernels …` or `paf peak` wrote with --json, or
+    /// folders of such files.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens, or one of `paf
@@ -100,7 +101,8 @@ fn name(path: &Path) -> String {
 fn table(file: &File) -> Option<String> {
     match &file.content {
         Content::Results(results) => Some(results.markdown()),
-        Content::Trace(trace) => Some(format!("{}: {}\n", file.name, trace.summary())),
+        Content::Trace(_, Some(trace)) => Some(trace.markdown()),
+        Content::Trace(trace, None) => Some(format!("{}: {}\n", file.name, trace.summary())),
         Content::Other(_) => None,
     }
 }

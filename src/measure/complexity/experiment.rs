@@ -96,7 +96,7 @@ mod on_device {
     use crate::config::{BatchShape, EncoderConfig, Schedule};
     use crate::error::Result;
     use crate::gpu::{Branch, Device};
-    use crate::measure::backend::{Backend, Gpu, ORACLE_LAYERS};
+    use crate::measure::backend::{Backend, Gpu, ORACLE_LAYERS, Turns};
     use crate::measure::complexity::report::{Measured, Report, SCHEMA, Subject, rows};
     use crate::measure::devices::Description;
     use crate::measure::report::{Run, Verified};
@@ -154,8 +154,11 @@ mod on_device {
             let planned = self.planned(backend, shape)?;
             let verified = verify(backend, &planned, shape)?;
             let variants: Vec<_> = planned.iter().map(|(_, variant, config)| (*variant, config.clone())).collect();
-            let Sampled { samples_us: mut samples, state_before, state_after } =
-                backend.measure(&variants, shape, effort, &mut |_| ())?;
+            let Sampled { samples_us: mut samples, state_before, state_after } = backend.measure(
+                &variants,
+                shape,
+                Turns { effort, untimed_first: false, others: Vec::new(), on_round: &mut |_| () },
+            )?;
             samples.iter_mut().flatten().for_each(|sample| *sample /= self.config.num_hidden_layers as f64);
             let subjects = planned.iter().map(|(subject, variant, _)| (*subject, variant.plan.to_string())).collect();
             Ok(Measured { verified, state_before, state_after, rows: rows(subjects, samples)? })

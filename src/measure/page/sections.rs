@@ -28,7 +28,7 @@ fn results(files: &[File]) -> impl Iterator<Item = Named<'_>> {
 
 fn traces(files: &[File]) -> impl Iterator<Item = (&str, &Trace)> {
     files.iter().filter_map(|file| match &file.content {
-        Content::Trace(trace) => Some((file.name.as_str(), trace)),
+        Content::Trace(trace, _) => Some((file.name.as_str(), trace)),
         _ => None,
     })
 }

@@ -1,0 +1,281 @@
+//! The result of one run of the comparison with PyTorch, and what can be said of it.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::measure::report::{self, Ceilings, Config, Run, Spread, Verified, shape_name};
+use crate::measure::statistics::paired_ratio;
+
+/// Version of the JSON's layout.
+pub const SCHEMA: &str = "paf-cuda/compare/1";
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Report {
+    /// Its schema is [`SCHEMA`].
+    #[serde(flatten)]
+    pub run: Run,
+    /// Our engine: `cuda`.
+    pub backend: String,
+    /// Element type of weights and activations, ours and the peer's.
+    pub dtype: String,
+    /// Seed of weights and activations.
+    pub seed: u64,
+    /// How it was measured, in words.
+    pub method: String,
+    /// What the machine can do at most.
+    pub ceilings: Ceilings,
+    /// What the peer is, if it was there.
+    pub peer: Option<Versions>,
+    /// Ways of the peer that were not measured at all.
+    pub missing: Vec<Missing>,
+    /// One model each.
+    pub stacks: Vec<Stack>,
+}
+
+/// What the peer says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it; what is not installed is absent")]
+pub struct Versions {
+    pub torch: String,
+    pub cuda: Option<String>,
+    pub cudnn: Option<u64>,
+    pub triton: Option<String>,
+    pub transformers: Option<String>,
+    pub device: String,
+}
+
+/// A way that was not measured.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Missing {
+    pub way: String,
+    pub why: String,
+}
+
+/// A model's layers.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Stack {
+    /// Preset that the dimensions come from.
+    pub model: Option<String>,
+    /// The parallel design, by its short name.
+    pub design: String,
+    /// Dimensions.
+    pub config: Config,
+    /// One batch shape each.
+    pub cases: Vec<Case>,
+}
+
+/// Everything that was measured on one shape.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct Case {
+    /// Ours.
+    #[serde(flatten)]
+    pub ours: report::Case,
+    /// PyTorch's, sampled in the same rounds.
+    pub peers: Vec<PeerRow>,
+    /// What could not be run on this shape.
+    pub absent: Vec<Absent>,
+}
+
+/// One way in which PyTorch runs the layers.
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+pub struct PeerRow {
+    /// `PyTorch`.
+    pub by: String,
+    /// Design, by its short name.
+    pub design: String,
+    /// `eager`, `two-stream`, `fused` or `compile`.
+    pub way: String,
+    /// `graph`, or `launches` where they are made one by one.
+    pub mode: String,
+    /// What was checked before timing.
+    pub verified: Vec<Verified>,
+    /// Every sample, µs a forward call, in the order of the rounds.
+    pub samples_us: Vec<f64>,
+    /// Their median, µs.
+    pub median_us: Spread,
+    /// Median of the paired ratios: this one's time over that of our fastest row of the same design.
+    pub over_ours: Spread,
+}
+
+/// A row that there is not.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct Absent {
+    /// `saf` or `paf`.
+    pub design: String,
+    /// As in [`PeerRow`].
+    pub way: String,
+    /// As in [`PeerRow`].
+    pub mode: String,
+    /// What PyTorch said.
+    pub why: String,
+}
+
+/// A row of either side.
+struct Row<'a> {
+    by: String,
+    name: String,
+    design: &'a str,
+    samples_us: &'a [f64],
+    median_us: Spread,
+    over_ours: Option<Spread>,
+}
+
+/// The best of ours and the best of PyTorch's, if there is any, in one design.
+struct Pair<'a> {
+    ours: &'a report::Variant,
+    peer: Option<&'a PeerRow>,
+}
+
+const ABSENT: &str = "–";
+const BEST: [&str; 9] = [
+    "batch × seq",
+    "SAF here, ms",
+    "PyTorch's",
+    "PyTorch / here",
+    "PAF here, ms",
+    "PyTorch's",
+    "PyTorch / here",
+    "SAF / PAF here",
+    "PyTorch's",
+];
+const ALL: [&str; 5] = ["batch × seq", "design", "by", "median, ms", "this / best here"];
+
+fn ms(us: Spread) -> String {
+    format!("{:.3} ± {:.3}", us.median / 1e3, us.half_width() / 1e3)
+}
+
+fn ratio(of: Option<Spread>) -> String {
+    of.map_or_else(|| ABSENT.to_owned(), |of| format!("{:.3} ± {:.3}", of.median, of.half_width()))
+}
+
+/// Of the times in the same rounds.
+fn paired(numerator: &[f64], denominator: &[f64]) -> Option<Spread> {
+    paired_ratio(numerator, denominator).map(Spread::from)
+}
+
+impl Case {
+    /// Our fastest row of a design.
+    pub(super) fn ours_best(&self, design: &str) -> Option<&report::Variant> {
+        let of_design = self.ours.variants.iter().filter(|variant| variant.design == design);
+        of_design.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median))
+    }
+
+    fn pair(&self, is_saf: bool) -> Option<Pair<'_>> {
+        let of_side = |design: &str| design.starts_with("saf") == is_saf;
+        let design = &self.ours.variants.iter().find(|variant| of_side(&variant.design))?.design;
+        let peers = self.peers.iter().filter(|row| of_side(&row.design));
+        let peer = peers.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median));
+        Some(Pair { ours: self.ours_best(design)?, peer })
+    }
+
+    /// Ours over PyTorch's, both designs, and SAF over PAF of either side.
+    fn best_cells(&self) -> Option<[String; 9]> {
+        let (saf, paf) = (self.pair(true)?, self.pair(false)?);
+        let of = |pair: &Pair<'_>| {
+            let peer = pair.peer.map_or_else(|| ABSENT.to_owned(), |row| format!("{} {}", ms(row.median_us), row.way));
+            [ms(pair.ours.median_us), peer, ratio(pair.peer.map(|row| row.over_ours))]
+        };
+        let theirs = saf.peer.zip(paf.peer).and_then(|(saf, paf)| paired(&saf.samples_us, &paf.samples_us));
+        let here = paired(&saf.ours.samples_us, &paf.ours.samples_us);
+        let ([a, b, c], [d, e, f]) = (of(&saf), of(&paf));
+        Some([self.name(), a, b, c, d, e, f, ratio(here), ratio(theirs)])
+    }
+
+    fn name(&self) -> String {
+        shape_name(self.ours.batch, self.ours.seq_len, self.ours.packed)
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Row<'_>> {
+        let ours = self.ours.variants.iter().map(|variant| Row {
+            by: "paf-cuda".into(),
+            name: format!("{}, {}", variant.schedule_name(), variant.mode),
+            design: &variant.design,
+            samples_us: &variant.samples_us,
+            median_us: variant.median_us,
+            over_ours: None,
+        });
+        let peers = self.peers.iter().map(|row| Row {
+            by: row.by.clone(),
+            name: format!("{}, {}", row.way, row.mode),
+            design: &row.design,
+            samples_us: &row.samples_us,
+            median_us: row.median_us,
+            over_ours: Some(row.over_ours),
+        });
+        ours.chain(peers)
+    }
+
+    fn all_cells(&self) -> impl Iterator<Item = [String; 5]> + '_ {
+        self.rows().map(|row| {
+            let over = row.over_ours.or_else(|| paired(row.samples_us, &self.ours_best(row.design)?.samples_us));
+            [self.name(), row.design.to_owned(), format!("{} {}", row.by, row.name), ms(row.median_us), ratio(over)]
+        })
+    }
+}
+
+impl Stack {
+    /// Model, layers, and what was left out.
+    fn title(&self) -> String {
+        let (name, config) = (self.model.as_deref().unwrap_or("custom dimensions"), &self.config);
+        let left_out = if config.rotary_left_out { ", rotary embeddings left out on both sides" } else { "" };
+        let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
+        format!("{name} ({}): {layers} layers of {hidden}{left_out}", self.design)
+    }
+}
+
+impl Report {
+    /// In words: what the peer is, and what of it is not in the tables.
+    pub fn notes(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if let Some(Versions { torch, cudnn, .. }) = &self.peer {
+            let cudnn = cudnn.map_or_else(String::new, |version| format!(", cuDNN {version}"));
+            lines.push(format!(
+                "PyTorch {torch}{cudnn}; a model's first table has the best of either side, its second every row"
+            ));
+        }
+        lines.extend(self.missing.iter().map(|Missing { way, why }| format!("PyTorch {way} was not measured: {why}")));
+        for stack in &self.stacks {
+            let model = stack.model.as_deref().unwrap_or("custom dimensions");
+            for case in &stack.cases {
+                lines.extend(case.absent.iter().map(|Absent { design, way, mode, why }| {
+                    format!("{model} {}: no row of PyTorch {design} {way}, {mode}: {why}", case.name())
+                }));
+            }
+        }
+        lines
+    }
+
+    /// The tables for a terminal: the best of either side, and every row.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        for stack in &self.stacks {
+            let best = report::table(BEST, stack.cases.iter().filter_map(Case::best_cells));
+            let all = report::table(ALL, stack.cases.iter().flat_map(Case::all_cells));
+            text += &format!("{}, {}\n{best}\n{all}\n", stack.title(), self.dtype);
+        }
+        text
+    }
+
+    /// The same in Markdown, and under it what is not there.
+    pub fn markdown(&self) -> String {
+        let mut parts = Vec::new();
+        for stack in &self.stacks {
+            let best = report::markdown(BEST, stack.cases.iter().filter_map(Case::best_cells));
+            let all = report::markdown(ALL, stack.cases.iter().flat_map(Case::all_cells));
+            parts.push(format!("{}, {}\n\n{best}\n{all}", stack.title(), self.dtype));
+        }
+        let notes: String = self.notes().iter().map(|line| format!("- {line}\n")).collect();
+        parts.push(notes);
+        parts.join("\n")
+    }
+
+    /// Pretty JSON, with a newline at the end.
+    pub fn json(&self) -> String {
+        report::json(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

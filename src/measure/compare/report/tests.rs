@@ -1,0 +1,159 @@
+//! A whole comparison on the CPU, with a stand-in for PyTorch that answers as it should, or does not.
+#![cfg(unix)]
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::{BatchShape, Design, EncoderConfig, LayerConfig};
+use crate::error::{Error, Result};
+use crate::measure::compare::{Experiment, Peer, Subject, Way};
+use crate::measure::peer::stand_in;
+use crate::measure::speedup::{Engine, Mode};
+use crate::measure::timing::Effort;
+
+const HELLO: &str =
+    r#"{"torch": "2.11", "cuda": "13.0", "cudnn": 91900, "triton": null, "transformers": null, "device": "a card"}"#;
+
+/// A row that is ready, off by `error` of at most 1.
+fn ready(design: &str, way: &str, mode: &str, error: f64) -> Value {
+    let verified = json!([{
+        "what": "all", "max_error": error, "bound": 1.0, "relative_l2": 0.1, "relative_l2_bound": 0.2,
+    }]);
+    json!({"design": design, "way": way, "mode": mode, "verified": verified})
+}
+
+fn prepared(ready: &[Value]) -> String {
+    let absent = json!([{"design": "paf", "way": "fused", "mode": "graph", "why": "no room"}]);
+    json!({"ready": ready, "absent": absent}).to_string()
+}
+
+/// A peer that has these answers to each kind of request.
+fn answers(layers: &str, shape: &str, sample: &str) -> String {
+    format!(
+        "echo '{HELLO}'\nwhile read request; do case \"$request\" in\n*'\"model\"'*) echo '{layers}';;\n*'\"shape\"'*) echo '{shape}';;\n\
+         *'\"sample\":0'*) echo '{{\"us\": 2e9}}';;\n*) {sample};;\nesac; done"
+    )
+}
+
+fn experiment() -> Experiment {
+    let layer = LayerConfig { design: Design::PafPreNorm, ..LayerConfig::new(64, 2, 128).unwrap() };
+    let config = EncoderConfig { layer, num_hidden_layers: 2 };
+    let shapes = vec![BatchShape::new(1, 8).unwrap(), BatchShape::new(2, 5).unwrap()];
+    Experiment {
+        subjects: vec![Subject { model: None, config, rotary_left_out: false, shapes }],
+        schedules: Vec::new(),
+        modes: vec![Mode::Eager],
+        ways: vec![Way::Eager, Way::Fused],
+        seed: 1,
+        effort: Effort { warm_up_rounds: 0, min_rounds: 6, max_rounds: 6, budget: Duration::ZERO, noise: None },
+    }
+}
+
+fn compare(script: &str) -> Result<Report> {
+    let folder = tempfile::tempdir().unwrap();
+    let mut peer = Peer::start(&stand_in(&folder, script), 0)?;
+    experiment().run(&Engine::Cpu, Ok(&mut peer), |_, _, _| ())
+}
+
+fn three() -> String {
+    let rows = [("saf", "eager", "graph"), ("paf", "eager", "graph"), ("paf", "eager", "launches")];
+    prepared(&rows.map(|(design, way, mode)| ready(design, way, mode, 0.5)))
+}
+
+#[test]
+fn both_sides_are_sampled_in_the_same_rounds_and_compared() {
+    let report = compare(&answers(r#"{"layers": 2}"#, &three(), "echo '{\"us\": 1e9}'")).unwrap();
+    assert_eq!((report.run.schema.as_str(), report.dtype.as_str()), (SCHEMA, "f32"));
+    assert_eq!(report.peer.as_ref().unwrap().cudnn, Some(91900));
+    let [stack] = &report.stacks[..] else { panic!("{} stacks", report.stacks.len()) };
+    assert_eq!((stack.design.as_str(), stack.cases.len()), ("paf-pre", 2));
+    for case in &stack.cases {
+        // SAF, and PAF in two schedules; three of the peer's, as many samples of each.
+        assert_eq!((case.ours.variants.len(), case.peers.len(), case.absent.len()), (3, 3, 1));
+        assert!(case.ours.variants.iter().all(|variant| variant.samples_us.len() == 6));
+        assert_eq!(case.peers[0].samples_us, [2e9; 6]);
+        assert_eq!(case.peers[1].samples_us, [1e9; 6]);
+        let designs = case.peers.iter().map(|row| row.design.as_str()).collect::<Vec<_>>();
+        assert_eq!(designs, ["saf-pre", "paf-pre", "paf-pre"]);
+        let ours = case.ours_best("saf-pre").unwrap();
+        assert_eq!(case.peers[0].over_ours, paired(&[2e9; 6], &ours.samples_us).unwrap());
+        // 2 s over 1 s, whatever ours took.
+        let cells = case.best_cells().unwrap();
+        assert_eq!(cells[8], "2.000 ± 0.000");
+        assert!(cells[2].starts_with("2000000.000") && cells[2].ends_with("eager"), "{cells:?}");
+    }
+    let missing = report.missing.iter().map(|missing| missing.way.as_str()).collect::<Vec<_>>();
+    assert_eq!(missing, ["two-stream", "compile"]);
+    let markdown = report.markdown();
+    for part in [
+        "custom dimensions (paf-pre): 2 layers of 64, f32\n",
+        "| 2 × 5 | saf-pre | paf-cuda serial, eager |",
+        "| 2 × 5 | paf-pre | PyTorch eager, launches | 1000000.000 ± 0.000 |",
+        "- PyTorch 2.11, cuDNN 91900;",
+        "- PyTorch compile was not measured: not asked for\n",
+        "- custom dimensions 1 × 8: no row of PyTorch paf fused, graph: no room\n",
+    ] {
+        assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
+    }
+    let again: Report = serde_json::from_str(&report.json()).unwrap();
+    assert_eq!((again.markdown(), again.stacks[0].cases[1].peers.len()), (markdown, 3));
+}
+
+#[test]
+fn without_a_peer_the_reason_is_in_the_report() {
+    let why = Peer::start("/no/such/python", 0).unwrap_err();
+    let report = experiment().run(&Engine::Cpu, Err(why), |_, _, _| ()).unwrap();
+    assert_eq!((report.peer.as_ref(), report.missing.len()), (None, 4));
+    assert!(report.missing[0].why.contains("/no/such/python"), "{:?}", report.missing);
+    let cells = report.stacks[0].cases[0].best_cells().unwrap();
+    assert_eq!([&cells[2], &cells[3], &cells[8]], [ABSENT; 3]);
+    assert_ne!(cells[7], ABSENT);
+    assert!(report.table().contains("paf-cuda serial"));
+    assert!(report.markdown().contains("- PyTorch eager was not measured: the peer PyTorch failed: /no/such/python"));
+}
+
+#[test]
+fn what_is_wrong_is_not_timed() {
+    let sample = "echo '{\"error\": \"it was sampled\"}'";
+    let refused = |layers: &str, shape: &str| match compare(&answers(layers, shape, sample)) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("{shape} was measured"),
+    };
+    let layers = r#"{"layers": 2}"#;
+    let wrong = refused(layers, r#"{"error": "Wrong: saf eager is off by 3.0"}"#);
+    assert!(wrong.contains("saf eager is off by 3.0"), "{wrong}");
+    // Also where the peer does not notice.
+    let wrong = refused(layers, &prepared(&[ready("saf", "eager", "graph", 1.5)]));
+    assert!(wrong.contains("verification failed") && wrong.contains("1.5"), "{wrong}");
+    let nobody = refused(layers, &prepared(&[json!({"design": "saf", "way": "x", "mode": "y", "verified": []})]));
+    assert!(nobody.contains("verification failed"), "{nobody}");
+    let other = refused(layers, &prepared(&[ready("moe", "eager", "graph", 0.5)]));
+    assert!(other.contains("\"moe\""), "{other}");
+    let fewer = refused(r#"{"layers": 1}"#, &three());
+    assert!(fewer.contains("1 layers, not 2"), "{fewer}");
+}
+
+#[test]
+fn times_that_cannot_be_and_a_peer_that_ends_are_errors() {
+    let failure = |sample: &str| compare(&answers(r#"{"layers": 2}"#, &three(), sample)).unwrap_err().to_string();
+    assert!(failure("echo '{\"us\": 0}'").contains("a call took 0"));
+    assert!(failure("echo '{\"us\": -1.5}'").contains("a call took -1.5"));
+    assert!(failure("echo '{\"ms\": 1}'").contains("{\\\"ms\\\": 1}"));
+    assert!(failure("echo 'CUDA error: out of memory' >&2; exit 1").contains("CUDA error: out of memory"));
+    assert!(failure("exit").contains("without a word"));
+}
+
+#[test]
+fn padded_and_packed_batches_are_refused() {
+    for shape in
+        [BatchShape::packed(vec![3, 4]).unwrap(), BatchShape::new(1, 8).unwrap().with_lengths(vec![7]).unwrap()]
+    {
+        let mut experiment = experiment();
+        experiment.subjects[0].shapes[1] = shape;
+        let none = || Err(Error::Peer { peer: "PyTorch", text: "none".into() });
+        let error = experiment.run(&Engine::Cpu, none(), |_, _, _| ()).unwrap_err().to_string();
+        assert!(error.contains("full sequences"), "{error}");
+    }
+}
