@@ -286,6 +286,12 @@ fn a_timeline_is_summed_up_again() {
     file["displayTimeUnit"] = "ns".into();
     file["traceEvents"] = serde_json::json!([
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": 1, "args": {"name": "stream caller"}},
+        {
+            "ph": "X", "name": "0 wide-first", "cat": "wide-first", "pid": 0, "tid": 1, "ts": 0.0, "dur": 4.5, "args": {
+                "kernel": "gemm", "layer": 0, "part": "wide-first", "shape": "16 x 224 x 64", "design": "paf-post", "schedule": "fused",
+                "tokens": 16, "grid": [4, 1], "cluster": 1, "block": 192, "shared_bytes": 1024, "registers": 168, "overlap": false,
+            },
+        },
     ]);
     file["otherData"] = serde_json::json!({
         "model": "m", "config": file["config"], "design": "paf-post", "schedule": "fused", "plan": "fused", "mode": "graph",

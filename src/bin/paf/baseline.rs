@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use clap::Args;
 use paf_cuda::Error;
 use paf_cuda::measure::baseline::{Identity, Timed, compare};
 use paf_cuda::measure::report::percent;
-use paf_cuda::measure::results;
+use paf_cuda::measure::results::{self, Unreadable};
 use serde::de::DeserializeOwned;
 
 use super::options;
@@ -48,7 +48,8 @@ impl BaselineArguments {
         let threshold = options::percent("threshold", self.threshold)?;
         let read = |path: &Path| {
             let text = read(path)?;
-            let found = results::schema(&text).map_err(|error| anyhow!("{} {error}", path.display()))?;
+            let unreadable = |error: Unreadable| anyhow!("{} {error}", path.display());
+            let found = results::schema(&text).map_err(unreadable)?;
             if found != schema {
                 return Err(Error::Mismatch {
                     operation: "baseline",
@@ -60,7 +61,7 @@ impl BaselineArguments {
             }
             Ok(Baseline {
                 path: path.to_owned(),
-                report: serde_json::from_str(&text).with_context(|| path.display().to_string())?,
+                report: serde_json::from_str(&text).map_err(|error| unreadable(error.into()))?,
                 threshold,
             })
         };

@@ -35,21 +35,27 @@ pub struct Report {
 
 /// What the peer says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it; what is not installed is absent")]
 pub struct Versions {
+    /// PyTorch's.
     pub torch: String,
+    /// Of the CUDA that it was built for.
     pub cuda: Option<String>,
+    /// cuDNN's, as one number.
     pub cudnn: Option<u64>,
+    /// Triton's, if it is installed.
     pub triton: Option<String>,
+    /// Transformers', if it is installed.
     pub transformers: Option<String>,
+    /// The device, as PyTorch names it.
     pub device: String,
 }
 
 /// A way that was not measured.
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Missing {
+    /// Its name.
     pub way: String,
+    /// The reason.
     pub why: String,
 }
 

@@ -30,19 +30,30 @@ pub struct Slice {
 
 /// What a slice says when it is clicked on.
 #[derive(Debug, Clone, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "see gpu::observe::Launch, Kernel, and LayerConfig")]
 pub struct Arguments {
+    /// Module and name of the kernel.
     pub kernel: String,
+    /// The layer that it belongs to, from 0 on.
     pub layer: usize,
+    /// What it does there.
     pub part: String,
+    /// Of what it computes, in words.
     pub shape: String,
+    /// Design, by its short name.
     pub design: String,
+    /// Schedule, by its name.
     pub schedule: String,
+    /// Rows of tokens of the call.
     pub tokens: usize,
+    /// Blocks along x and y.
     pub grid: [usize; 2],
+    /// Blocks along x that form a cluster; 1 for none.
     pub cluster: usize,
+    /// Threads of a block.
     pub block: u32,
+    /// Shared memory of a block beside what the kernel has by itself, bytes.
     pub shared_bytes: u32,
+    /// Registers of a thread.
     pub registers: u32,
     /// Whether it may begin before the kernel before it has ended.
     pub overlap: bool,
