@@ -141,7 +141,7 @@ impl Report {
             let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot);
             warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
         };
-        self.cases.iter().flat_map(of_case).collect()
+        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
@@ -208,7 +208,8 @@ mod on_device {
     impl Experiment {
         /// What a result on `device` will be one of.
         pub fn identity(&self, device: &Device) -> Identity {
-            Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+            let shapes = self.shapes.iter().map(ToString::to_string).collect();
+            Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name(), shapes)
         }
 
         /// Verifies and measures every shape; `on_case` hears which is next.
@@ -271,7 +272,8 @@ mod on_device {
             let again = joins(hot, &batch, &device_vectors).remove(0);
             let again = kernel::record_join_again(&stream, again, sets)?;
             let timer = Timer::new(&stream)?;
-            let mut candidates = [timer.candidate("norm", &graph, sets)?, timer.candidate("norm", &again, sets)?];
+            let ours = Some("norm");
+            let mut candidates = [timer.candidate(ours, &graph, sets)?, timer.candidate(ours, &again, sets)?];
             let Sampled { mut samples_us, state_before, state_after } =
                 observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
             let median = |samples: &[f64]| {
