@@ -79,9 +79,13 @@ fn a_planted_slowdown_is_in_the_rows_that_it_names() {
     let output = faulty("PAF_PLANT_SLOWDOWN", "paf-post:100", &small(&["--json", "-"]));
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let ratio = |i: usize| report["cases"][0]["variants"][i]["speedup_over_saf"]["median"].as_f64().unwrap();
-    // A hundredth, give or take what else the processor does: without the fault the serial schedule takes as long as SAF.
-    assert!(ratio(0) == 1.0 && ratio(1) < 0.5 && ratio(2) < 0.5, "{} and {}", ratio(1), ratio(2));
+    // The shortest times, which a busy processor makes no longer: a hundred times, where without the fault it is about once.
+    let shortest = |i: usize| {
+        let samples = report["cases"][0]["variants"][i]["samples_us"].as_array().unwrap();
+        samples.iter().map(|sample| sample.as_f64().unwrap()).fold(f64::INFINITY, f64::min)
+    };
+    let [saf, serial, two_stream] = [0, 1, 2].map(shortest);
+    assert!(serial > 5.0 * saf && two_stream > 5.0 * saf, "{saf}, {serial}, {two_stream} µs");
     // It leaves a trace: in the file, in its words, and under the table.
     assert_eq!(report["planted"], "PAF_PLANT_SLOWDOWN=paf-post:100");
     assert!(report["method"].as_str().unwrap().contains("with PAF_PLANT_SLOWDOWN=paf-post:100 set"));
