@@ -100,6 +100,7 @@ fn fresh() -> Vec<Value> {
         &format!("{speedup} --seq 16"),
         &format!("{speedup} --packed 9,0,17 --design pre-two --rotary-dim 16"),
         "peak --backend cpu",
+        "complexity --device h200 --seq 64",
     ]
     .map(|command| {
         let output = Command::new(env!("CARGO_BIN_EXE_paf")).args(command.split(' ')).args(["--json", "-"]).output();

@@ -7,10 +7,12 @@
 //! not. It also keeps a comparison of hundreds of rows, of which a few are outside their intervals by chance, from crying wolf: with
 //! samples as quiet as [`NOISE`](super::timing::NOISE) asks, 2 % is more than five standard errors.
 
-mod timings;
+pub(super) mod timings;
+
+use std::collections::BTreeSet;
 
 use super::report::{self, Run, Spread};
-use super::statistics::ratio_of_medians;
+use super::statistics::{CONFIDENCE, ratio_of_medians};
 use crate::error::{Error, Result};
 
 /// What two results have to share to be compared.
@@ -24,6 +26,8 @@ pub struct Identity {
     pub dtype: String,
     /// Dimensions and where weights come from; empty for single kernels.
     pub model: String,
+    /// What was measured of it, of which one at least has to be the same.
+    pub shapes: Vec<String>,
 }
 
 impl Identity {
@@ -38,10 +42,15 @@ impl Identity {
             ("dtype", &baseline.dtype, &self.dtype),
             ("model", &baseline.model, &self.model),
         ];
-        match parts.into_iter().find(|(_, theirs, ours)| theirs != ours) {
-            Some((what, theirs, ours)) => Err(Error::mismatch("baseline", what, theirs, ours)),
-            None => Ok(()),
+        if let Some((what, theirs, ours)) = parts.into_iter().find(|(_, theirs, ours)| theirs != ours) {
+            return Err(Error::mismatch("baseline", what, theirs, ours));
         }
+        if !self.shapes.iter().any(|shape| baseline.shapes.contains(shape)) {
+            let shapes = |of: &[String]| if of.is_empty() { "none".to_owned() } else { of.join("; ") };
+            let (theirs, ours) = (shapes(&baseline.shapes), shapes(&self.shapes));
+            return Err(Error::mismatch("baseline", "list of shapes", theirs, format!("one at least of {ours}")));
+        }
+        Ok(())
     }
 }
 
@@ -54,6 +63,8 @@ pub struct Timing {
     pub key: String,
     /// Whether it is this crate's: what a peer does is shown, but no regression.
     pub ours: bool,
+    /// The family of its kernel, as `sm90`, where the result says it.
+    pub family: Option<String>,
     /// µs.
     pub samples_us: Vec<f64>,
 }
@@ -77,6 +88,8 @@ pub enum Verdict {
     Faster,
     /// Neither.
     Same,
+    /// Too few samples of one of the two for an interval of 95 %: not judged.
+    TooFew,
     /// A peer's, which is not judged.
     Peer,
 }
@@ -112,12 +125,13 @@ pub struct Comparison {
 /// Compares a result with an earlier one of the same kind.
 ///
 /// # Errors
-/// [`Error::Mismatch`] if they are not of the same kind ([`Identity`]), or have no row in common; [`Error::Verification`] if a time is
-/// not a positive number.
+/// [`Error::Mismatch`] if they are not of the same kind ([`Identity`]), have no row in common, or have too few samples of all that they
+/// have in common; [`Error::Verification`] if a time is not a positive number.
 pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Result<Comparison> {
     now.identity().check(&baseline.identity())?;
     let mut before = baseline.timings();
     let (mut rows, mut only_now) = (Vec::new(), Vec::new());
+    let mut families = [const { BTreeSet::new() }; 2];
     for timing in now.timings() {
         let Some(at) = before.iter().position(|earlier| earlier.key == timing.key) else {
             only_now.push(timing.name);
@@ -128,6 +142,7 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
         let ratio = ratio.ok_or_else(|| Error::Verification(format!("{}: a time is not positive", timing.name)))?;
         let verdict = match () {
             () if !timing.ours => Verdict::Peer,
+            () if ratio.confidence < CONFIDENCE => Verdict::TooFew,
             () if ratio.low > 1.0 && ratio.value > 1.0 + threshold => Verdict::Slower,
             () if ratio.high < 1.0 && ratio.value < 1.0 / (1.0 + threshold) => Verdict::Faster,
             () => Verdict::Same,
@@ -135,13 +150,26 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
         let median = |samples| super::statistics::Median::of(samples).map_or(f64::NAN, |median| median.value);
         let median_us = [median(&earlier.samples_us), median(&timing.samples_us)];
         rows.push(Row { name: timing.name, median_us, ratio: ratio.into(), verdict });
+        families[0].extend(earlier.family);
+        families[1].extend(timing.family);
     }
     if rows.is_empty() {
         let expected = "one at least, of the same shape and variant";
         return Err(Error::mismatch("baseline", "number of rows in common", 0, expected));
     }
+    if rows.iter().all(|row: &Row| matches!(row.verdict, Verdict::TooFew | Verdict::Peer))
+        && rows.iter().any(|row| row.verdict == Verdict::TooFew)
+    {
+        let expected = "one at least, with six samples in both results";
+        return Err(Error::mismatch("baseline", "number of rows that can be judged", 0, expected));
+    }
     let only_before = before.into_iter().map(|timing| timing.name).collect();
-    let differences = differences(now.run(), baseline.run());
+    let mut differences = differences(now.run(), baseline.run());
+    // As where one of them was told to do with the kernels that run on every card.
+    if families[0] != families[1] {
+        let [before, now] = families.map(|of| of.into_iter().collect::<Vec<_>>().join(" and "));
+        differences.push(format!("kernels {before}, now {now}"));
+    }
     Ok(Comparison { differences, threshold, rows, only_now, only_before })
 }
 
@@ -171,6 +199,7 @@ impl Comparison {
                 Verdict::Slower => "SLOWER",
                 Verdict::Faster => "faster",
                 Verdict::Same => "same",
+                Verdict::TooFew => "too few samples",
                 Verdict::Peer => "peer",
             };
             [
@@ -226,12 +255,13 @@ mod tests {
 
     fn result(timings: Vec<Timing>) -> Result {
         let text = |text: &str| text.to_owned();
-        let identity = Identity { schema: text("s/1"), device: text("card"), dtype: text("bf16"), model: text("m") };
+        let (schema, device, dtype, model) = (text("s/1"), text("card"), text("bf16"), text("m"));
+        let identity = Identity { schema, device, dtype, model, shapes: vec![text("1 × 8"), text("1 × 9")] };
         Result { run: Run::begin("s/1", machine::host()), identity, timings }
     }
 
     fn timing(key: &str, samples_us: Vec<f64>) -> Timing {
-        Timing { name: format!("row {key}"), key: key.into(), ours: key != "peer", samples_us }
+        Timing { name: format!("row {key}"), key: key.into(), ours: key != "peer", family: None, samples_us }
     }
 
     fn constant(key: &str, us: f64) -> Timing {
@@ -287,12 +317,46 @@ mod tests {
             (changed(|identity| identity.device = "other".into()), ["device", "card", "other"]),
             (changed(|identity| identity.dtype = "f16".into()), ["dtype", "bf16", "f16"]),
             (changed(|identity| identity.model = "n".into()), ["model", "is m", "expected n"]),
+            (changed(|identity| identity.shapes = vec!["2 × 8".into()]), ["shapes", "1 × 8; 1 × 9", "2 × 8"]),
+            (changed(|identity| identity.shapes.clear()), ["shapes", "1 × 8; 1 × 9", "none"]),
         ] {
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");
         }
         let nothing = compare(&result(vec![constant("b", 1.0)]), &before, 0.02).unwrap_err().to_string();
         assert!(nothing.contains("rows in common is 0"), "{nothing}");
         assert!(matches!(compare(&result(vec![constant("a", 0.0)]), &before, 0.02), Err(Error::Verification(_))));
+    }
+
+    #[test]
+    fn what_has_too_few_samples_is_not_judged() {
+        let rows = |few: usize| result(vec![timing("a", vec![100.0; few]), constant("b", 100.0)]);
+        let slower = result(vec![constant("a", 200.0), constant("b", 100.0)]);
+        for (few, verdict) in [(1, Verdict::TooFew), (5, Verdict::TooFew), (6, Verdict::Slower)] {
+            let comparison = compare(&slower, &rows(few), 0.02).unwrap();
+            assert_eq!((comparison.rows[0].verdict, comparison.rows[1].verdict), (verdict, Verdict::Same), "{few}");
+            assert_eq!(comparison.table().contains("too few samples"), few < 6);
+            let verdict = if few < 6 { verdict } else { Verdict::Faster };
+            assert_eq!(compare(&rows(few), &slower, 0.02).unwrap().rows[0].verdict, verdict, "{few}");
+        }
+        // Nothing that can be judged must not read as nothing that is slower.
+        let (one, peer) = (timing("a", vec![100.0]), constant("peer", 100.0));
+        let error = compare(&slower, &result(vec![one.clone()]), 0.02).unwrap_err().to_string();
+        assert!(error.contains("rows that can be judged is 0") && error.contains("six samples"), "{error}");
+        let both = result(vec![one, peer.clone()]);
+        assert!(compare(&both, &both, 0.02).is_err());
+        let peer = result(vec![peer]);
+        assert_eq!(compare(&peer, &peer, 0.02).unwrap().rows[0].verdict, Verdict::Peer);
+    }
+
+    #[test]
+    fn other_families_of_kernels_are_a_difference() {
+        let of = |families: [&str; 2]| {
+            let row = |(key, family): (&str, &str)| Timing { family: Some(family.into()), ..constant(key, 1.0) };
+            result(["a", "b"].into_iter().zip(families).map(row).collect())
+        };
+        let differences = |before, now| compare(&of(now), &of(before), 0.02).unwrap().differences;
+        assert_eq!(differences(["sm90", "sm80"], ["sm80", "sm80"]), ["kernels sm80 and sm90, now sm80"]);
+        assert_eq!(differences(["sm90", "sm80"], ["sm80", "sm90"]), [] as [String; 0]);
     }
 
     /// In how many of a thousand comparisons a row is slower that takes `factor` times as long, where a sample's noise is `sigma`.

@@ -182,9 +182,15 @@ mod on_device {
             Ok(self.end.elapsed_us_since(&self.start)? / launches as f64)
         }
 
-        /// The replays of a graph, as something to be sampled, by the name under which tests may slow it down.
-        pub fn candidate<'b>(&'b self, name: &str, graph: &'b Graph<'_>, launches: usize) -> Result<Candidate<'b>> {
-            let extra = plant::extra(name, || self.replay(graph, launches, None))?.map(|extra| extra * launches as u32);
+        /// The replays of a graph, as something to be sampled; of ours by the name under which tests may slow it down.
+        pub fn candidate<'b>(
+            &'b self,
+            ours: Option<&str>,
+            graph: &'b Graph<'_>,
+            launches: usize,
+        ) -> Result<Candidate<'b>> {
+            let planted = ours.map(|name| plant::extra(name, || self.replay(graph, launches, None))).transpose()?;
+            let extra = planted.flatten().map(|extra| extra * launches as u32);
             Ok(Box::new(move || self.replay(graph, launches, extra)))
         }
     }

@@ -141,7 +141,7 @@ impl Report {
             let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot);
             warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
         };
-        self.cases.iter().flat_map(of_case).collect()
+        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
@@ -151,26 +151,23 @@ impl Report {
 }
 
 #[cfg(feature = "cuda")]
-pub use on_device::Experiment;
+mod operands;
+
+#[cfg(feature = "cuda")]
+pub use {on_device::Experiment, operands::Operands};
 
 #[cfg(feature = "cuda")]
 mod on_device {
-    use super::{Case, Hot, Report, SCHEMA, Shape};
-    use crate::config::BatchShape;
+    use super::{Case, Hot, Operands, Report, SCHEMA, Shape};
     use crate::dtype::Dtype;
     use crate::error::{Error, Result};
-    use crate::gpu::kernel::{self, JoinOperands, Norm};
-    use crate::gpu::{Batch, Device, Stream, Tensor};
+    use crate::gpu::{Device, Stream};
     use crate::measure::baseline::Identity;
     use crate::measure::kernels::Timer;
     use crate::measure::machine::{self, Monitor};
     use crate::measure::report::Run;
-    use crate::measure::spot;
     use crate::measure::statistics::Median;
     use crate::measure::timing::{Effort, Sampled, observe};
-    use crate::weights::{NormWeights, random_activations};
-
-    const EPS: f32 = 1e-5;
 
     /// What to measure.
     #[derive(Debug, Clone)]
@@ -183,32 +180,11 @@ mod on_device {
         pub effort: Effort,
     }
 
-    /// What one launch reads and writes.
-    struct Set {
-        addends: Vec<Tensor>,
-        sum: Option<Tensor>,
-        outs: Vec<Tensor>,
-    }
-
-    /// A join of each set, whose norms have these γ and β.
-    fn joins<'a>(sets: &'a mut [Set], batch: &'a Batch, vectors: &'a [(Tensor, Tensor)]) -> Vec<JoinOperands<'a>> {
-        let norm =
-            |(out, vectors): (&'a mut Tensor, &'a (Tensor, Tensor))| Norm { out, gamma: &vectors.0, beta: &vectors.1 };
-        sets.iter_mut()
-            .map(|Set { addends, sum, outs }| JoinOperands {
-                batch,
-                addends: addends.iter().collect(),
-                sum: sum.as_mut(),
-                norms: outs.iter_mut().zip(vectors).map(norm).collect(),
-                eps: EPS,
-            })
-            .collect()
-    }
-
     impl Experiment {
         /// What a result on `device` will be one of.
         pub fn identity(&self, device: &Device) -> Identity {
-            Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+            let shapes = self.shapes.iter().map(ToString::to_string).collect();
+            Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name(), shapes)
         }
 
         /// Verifies and measures every shape; `on_case` hears which is next.
@@ -240,38 +216,14 @@ mod on_device {
         }
 
         fn case(&self, device: &Device, monitor: &Monitor, copy_bytes_per_s: f64, shape: Shape) -> Result<Case> {
-            let Shape { rows, hidden_size: hidden, addends, sum, norms } = shape;
-            let sets = (3 * device.info().l2_bytes as usize).div_ceil(shape.bytes()).clamp(3, 160);
-            let (stream, batch) = (Stream::new(device)?, Batch::new(device, &BatchShape::new(1, rows)?)?);
-            let upload = |rows, values: &[f32]| Tensor::from_host(device, self.dtype, rows, hidden, values);
-            let random = |rows, seed| random_activations(rows, hidden, seed);
-            // Prime, so that rows do not repeat at once.
-            let source = Tensor::from_host(device, self.dtype, 1, 1_048_573, &random_activations(1, 1_048_573, 1))?;
-            let vectors = [2, 4].map(|seed| NormWeights { gamma: random(1, seed), beta: random(1, seed + 1) });
-            let device_vectors = vectors.iter().map(|of| Ok((upload(1, &of.gamma)?, upload(1, &of.beta)?)));
-            let device_vectors = device_vectors.collect::<Result<Vec<_>>>()?;
-            let poisoned = || Tensor::poisoned(device, self.dtype, rows, hidden);
-            let mut operands = (0..sets + 1)
-                .map(|_| {
-                    Ok(Set {
-                        addends: (0..addends).map(|_| source.repeated(rows, hidden)).collect::<Result<_>>()?,
-                        sum: sum.then(poisoned).transpose()?,
-                        outs: (0..norms).map(|_| poisoned()).collect::<Result<_>>()?,
-                    })
-                })
-                .collect::<Result<Vec<_>>>()?;
-            kernel::record_joins(&stream, &mut joins(&mut operands, &batch, &device_vectors))?.launch(&stream)?;
-            for set in [&operands[0], &operands[sets - 1], &operands[sets]] {
-                let norms: Vec<_> = set.outs.iter().zip(&vectors).collect();
-                spot::join(shape, &set.addends, set.sum.as_ref(), &norms, EPS)?;
-            }
-            // The last set is for the hot launches alone.
-            let (cold, hot) = operands.split_at_mut(sets);
-            let graph = kernel::record_joins(&stream, &mut joins(cold, &batch, &device_vectors))?;
-            let again = joins(hot, &batch, &device_vectors).remove(0);
-            let again = kernel::record_join_again(&stream, again, sets)?;
+            let stream = Stream::new(device)?;
+            let mut operands = Operands::new(device, self.dtype, shape)?;
+            let sets = operands.sets();
+            operands.verify(&stream)?;
+            let [cold, hot] = operands.record(&stream)?;
             let timer = Timer::new(&stream)?;
-            let mut candidates = [timer.candidate("norm", &graph, sets)?, timer.candidate("norm", &again, sets)?];
+            let ours = Some("norm");
+            let mut candidates = [timer.candidate(ours, &cold, sets)?, timer.candidate(ours, &hot, sets)?];
             let Sampled { mut samples_us, state_before, state_after } =
                 observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
             let median = |samples: &[f64]| {

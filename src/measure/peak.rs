@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::kernels::Row;
 use super::report::{self, DeviceState, Run};
 use super::{machine, roofline, warnings};
+use crate::error::{Error, Result};
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/peak/1";
@@ -22,6 +23,13 @@ pub struct Peak {
 }
 
 impl Peak {
+    fn new(flops_per_s: Option<f64>, by: &str, bytes_per_s: f64) -> Result<Self> {
+        match flops_per_s.filter(|rate| rate.is_finite() && bytes_per_s.is_finite()) {
+            Some(flops_per_s) => Ok(Self { flops_per_s, by: by.into(), bytes_per_s }),
+            None => Err(Error::Verification(format!("{by}: the rates {flops_per_s:?} and {bytes_per_s} are no peak"))),
+        }
+    }
+
     /// The time that the two rates allow for some work, the larger of the two, µs.
     #[cfg(any(feature = "cuda", test))]
     pub(super) fn floor_us(&self, flops: f64, bytes: f64) -> f64 {
@@ -91,7 +99,7 @@ impl Report {
     pub fn warnings(&self) -> Vec<String> {
         let states = [self.state_before.as_ref(), self.state_after.as_ref()];
         let rows = self.rows.iter().map(|row| (row.name(), row.median_us));
-        warnings::of_case("peak", states, rows, self.noise_target)
+        warnings::of_run(&self.run).chain(warnings::of_case("peak", states, rows, self.noise_target)).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
@@ -101,12 +109,15 @@ impl Report {
 }
 
 /// What the CPU reaches.
-pub fn of_cpu() -> Report {
+///
+/// # Errors
+/// [`Error::Verification`] if a rate is not a number: a file could not keep it.
+pub fn of_cpu() -> Result<Report> {
     let run = Run::begin(SCHEMA, machine::host());
     let roofline::Ceilings { flops_per_s, bytes_per_s, source } = roofline::of_cpu();
-    let peak = Peak { flops_per_s: flops_per_s.unwrap_or(f64::NAN), by: "paf-cuda, f32".into(), bytes_per_s };
+    let peak = Peak::new(flops_per_s, "paf-cuda, f32", bytes_per_s)?;
     let (backend, dtype, method) = ("cpu".into(), super::backend::CPU_ELEMENT.into(), source);
-    Report {
+    Ok(Report {
         run,
         backend,
         dtype,
@@ -117,7 +128,7 @@ pub fn of_cpu() -> Report {
         state_before: None,
         state_after: None,
         rows: vec![],
-    }
+    })
 }
 
 #[cfg(feature = "cuda")]
@@ -148,7 +159,7 @@ mod on_device {
         rows.retain(|row| row.what == gemm::PRODUCT);
         let best = rows.iter().max_by(|a, b| a.tflops.total_cmp(&b.tflops));
         let best = best.ok_or_else(|| Error::Verification("no product was measured".into()))?;
-        let peak = Peak { flops_per_s: best.tflops * 1e12, by: best.name(), bytes_per_s };
+        let peak = Peak::new(Some(best.tflops * 1e12), &best.name(), bytes_per_s)?;
         let (m, n, k) = SHAPE;
         Ok(Report {
             run: crate::measure::report::Run { schema: SCHEMA.into(), ..products.run },
@@ -182,8 +193,17 @@ mod tests {
     }
 
     #[test]
+    fn what_a_file_could_not_keep_is_refused() {
+        for (flops_per_s, bytes_per_s) in
+            [(None, 1.0), (Some(f64::NAN), 1.0), (Some(f64::INFINITY), 1.0), (Some(1.0), f64::NAN)]
+        {
+            assert!(matches!(Peak::new(flops_per_s, "x", bytes_per_s), Err(Error::Verification(_))), "{flops_per_s:?}");
+        }
+    }
+
+    #[test]
     fn the_cpu_has_one_too() {
-        let report = of_cpu();
+        let report = of_cpu().unwrap();
         assert!(report.peak.flops_per_s > 1e6 && report.peak.bytes_per_s > 1e6, "{:?}", report.peak);
         assert_eq!(serde_json::from_str::<Report>(&report.json()).unwrap(), report);
         assert!(report.text().contains("f32\nmeasured peak: product "), "{}", report.text());

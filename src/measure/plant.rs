@@ -1,4 +1,4 @@
-//! A slowdown that tests plant, to see that a comparison with an earlier result finds it.
+//! A slowdown that tests plant, to see that a comparison with an earlier result finds it. A result that it is in says so.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::statistics::Median;
 use crate::error::{Error, Result};
 
 /// `WHAT:FACTOR`, as `gemm:1.05`: those candidates of a measurement whose name begins with WHAT then take that many times as long as
-/// they do, by work that is done within what is timed. Nothing but tests sets it.
+/// they do, by work that is done within what is timed; peers never do. Nothing but tests sets it.
 const VARIABLE: &str = "PAF_PLANT_SLOWDOWN";
 
 fn parse(text: &str) -> Option<(String, f64)> {
@@ -16,17 +16,25 @@ fn parse(text: &str) -> Option<(String, f64)> {
     Some((what.to_owned(), factor))
 }
 
+/// What the variable is set to, if it is.
+fn set() -> Option<String> {
+    std::env::var(VARIABLE).ok().filter(|text| !text.is_empty())
+}
+
+/// What a result says of it, whether anything has that name or not.
+pub(super) fn trace() -> Option<String> {
+    set().map(|text| format!("{VARIABLE}={text}"))
+}
+
 /// By what a candidate of that name is to take longer.
 fn factor(name: &str) -> Result<Option<f64>> {
     static PLANTED: OnceLock<Option<Option<(String, f64)>>> = OnceLock::new();
-    let planted =
-        PLANTED.get_or_init(|| std::env::var(VARIABLE).ok().filter(|text| !text.is_empty()).map(|text| parse(&text)));
-    match planted {
+    match PLANTED.get_or_init(|| set().map(|text| parse(&text))) {
         None => Ok(None),
         Some(Some((what, factor))) => Ok(name.starts_with(what.as_str()).then_some(*factor)),
         Some(None) => Err(Error::InvalidConfig {
             field: VARIABLE,
-            got: std::env::var(VARIABLE).unwrap_or_default(),
+            got: set().unwrap_or_default(),
             expected: "WHAT:FACTOR, the factor from 1 to 100".into(),
         }),
     }
@@ -58,5 +66,6 @@ mod tests {
     #[test]
     fn without_the_variable_nothing_takes_longer() {
         assert_eq!(extra("gemm", || panic!("nothing is to be sampled")).unwrap(), None);
+        assert_eq!(trace(), None);
     }
 }

@@ -13,7 +13,7 @@ pub use checkpoint::{Checkpoint, WeightFile};
 pub use destination::Destination;
 
 use super::statistics::Median;
-use super::warnings;
+use super::{plant, warnings};
 use crate::config::EncoderConfig;
 use crate::verify::Comparison;
 
@@ -63,6 +63,9 @@ pub struct Run {
     pub unix_time_s: u64,
     /// What it ran on.
     pub machine: Machine,
+    /// A slowdown that a test has planted in the times, by the variable that asks for it; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planted: Option<String>,
 }
 
 impl Run {
@@ -74,6 +77,7 @@ impl Run {
             git_revision: option_env!("PAF_GIT_REVISION").map(Into::into),
             unix_time_s: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
             machine,
+            planted: plant::trace(),
         }
     }
 }
@@ -431,7 +435,7 @@ impl Report {
             let rows = case.variants.iter().map(|v| (v.name(), v.median_us));
             warnings::of_case(&name, states, rows, self.noise_target)
         };
-        self.cases.iter().flat_map(of_case).collect()
+        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
     }
 
     /// Pretty JSON, with a newline at the end.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::backend::{Backend, Branch, CPU_ELEMENT, Cpu, ORACLE_LAYERS, Plan, Turns};
 use super::baseline::Identity;
+use super::baseline::timings::batch;
 use super::machine;
 use super::report::{self, Report, Run, Verified};
 use super::roofline::Work;
@@ -264,7 +265,9 @@ impl Experiment {
         };
         let checkpoint = self.weights.checkpoint().map(|checkpoint| checkpoint.name);
         let config = report::Config::of(&self.config, self.rotary_left_out);
-        Identity::of_layers(device, dtype, &config, checkpoint.as_deref())
+        let name = |shape: &BatchShape| batch(shape.batch(), shape.seq_len(), shape.is_packed(), shape.lengths());
+        let shapes = self.shapes.iter().map(name).collect();
+        Identity::of_layers(device, dtype, &config, checkpoint.as_deref(), shapes)
     }
 
     /// Makes the weights, verifies, measures. `on_step` hears what goes on, with the shape's index.

@@ -1,9 +1,11 @@
 //! Medians with intervals that hold for any distribution.
 
+use std::sync::OnceLock;
+
 use statrs::distribution::{Binomial, DiscreteCDF};
 
 /// What the intervals are made for.
-const CONFIDENCE: f64 = 0.95;
+pub(super) const CONFIDENCE: f64 = 0.95;
 
 /// A median and the interval that covers the true one with the stated confidence.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -18,12 +20,23 @@ pub struct Median {
     pub confidence: f64,
 }
 
+/// Which of `n` samples are the ends of the interval, the k-th smallest and the k-th largest, and with what confidence: the largest k
+/// that gives 95 %. The number of samples below the true median is binomial with p = ½ whatever the distribution (David and Nagaraja,
+/// *Order Statistics*, section 7.1). For as many samples as measurements have it is found once: sampling asks again and again.
+fn ends(n: usize) -> Option<(usize, f64)> {
+    static KNOWN: [OnceLock<Option<(usize, f64)>>; 256] = [const { OnceLock::new() }; 256];
+    let find = || {
+        let below = Binomial::new(0.5, n as u64).ok()?;
+        // P(the true median lies outside [x₍ₖ₎, x₍ₙ₊₁₋ₖ₎]) = 2·P(B ≤ k − 1).
+        let miss = |k: usize| (2.0 * below.cdf(k as u64 - 1)).min(1.0);
+        let k = (1..=n.div_ceil(2)).take_while(|&k| miss(k) <= 1.0 - CONFIDENCE).last().unwrap_or(1);
+        Some((k, 1.0 - miss(k)))
+    };
+    KNOWN.get(n).map_or_else(find, |known| *known.get_or_init(find))
+}
+
 impl Median {
     /// Median and interval of a sample; `None` if it is empty or holds a NaN.
-    ///
-    /// The interval goes from the k-th smallest to the k-th largest sample, with the largest k that gives 95 %: the number
-    /// of samples below the true median is binomial with p = ½ whatever the distribution (David and Nagaraja,
-    /// *Order Statistics*, section 7.1).
     pub fn of(samples: &[f64]) -> Option<Self> {
         if samples.is_empty() || samples.iter().any(|sample| sample.is_nan()) {
             return None;
@@ -32,11 +45,8 @@ impl Median {
         sorted.sort_by(f64::total_cmp);
         let n = sorted.len();
         let value = (sorted[(n - 1) / 2] + sorted[n / 2]) / 2.0;
-        let below = Binomial::new(0.5, n as u64).ok()?;
-        // P(the true median lies outside [x₍ₖ₎, x₍ₙ₊₁₋ₖ₎]) = 2·P(B ≤ k − 1).
-        let miss = |k: usize| (2.0 * below.cdf(k as u64 - 1)).min(1.0);
-        let k = (1..=n.div_ceil(2)).take_while(|&k| miss(k) <= 1.0 - CONFIDENCE).last().unwrap_or(1);
-        Some(Self { value, low: sorted[k - 1], high: sorted[n - k], confidence: 1.0 - miss(k) })
+        let (k, confidence) = ends(n)?;
+        Some(Self { value, low: sorted[k - 1], high: sorted[n - k], confidence })
     }
 
     /// The larger distance from the median to an end of the interval.

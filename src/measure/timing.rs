@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::plant;
 use super::report::{DeviceState, percent};
 use super::statistics::Median;
 use crate::error::Result;
@@ -39,7 +40,10 @@ impl Effort {
             format!(", or as soon as every median's interval is within ± {} % of it", percent(noise))
         });
         let seconds = budget.as_secs_f64();
-        format!("{warm_up_rounds} warm-up rounds, then {min_rounds} to {max_rounds} rounds or {seconds:.2} s{quiet}")
+        let planted = plant::trace().map_or_else(String::new, |planted| format!(", with {planted} set"));
+        format!(
+            "{warm_up_rounds} warm-up rounds, then {min_rounds} to {max_rounds} rounds or {seconds:.2} s{quiet}{planted}"
+        )
     }
 
     /// Whether the samples are as quiet as was asked for.
@@ -206,7 +210,7 @@ mod tests {
     /// How often the intervals that [`interleave`] ends with cover the true median, of times whose logarithm is normal, and how
     /// many rounds it makes on average.
     fn coverage(sigma: f64, effort: Effort) -> (f64, f64) {
-        const TIMES: usize = 10_000;
+        const TIMES: usize = 5_000;
         let mut rng = rand_pcg::Pcg64Mcg::seed_from_u64(7);
         let normal = rand_distr::LogNormal::new(0.0, sigma).unwrap();
         let (mut covered, mut rounds) = (0, 0);

@@ -1,6 +1,6 @@
 //! When a measurement is to be doubted: the one place for these rules.
 
-use super::report::{self, DeviceState, Spread};
+use super::report::{self, DeviceState, Run, Spread};
 
 /// Share of its value by which the clock of the multiprocessors may move between the samples' beginning and their end. A clock moves by
 /// steps of 15 MHz, less than a hundredth, all the time; times move in proportion.
@@ -68,6 +68,11 @@ pub(super) fn noisy(rows: impl Iterator<Item = (String, Spread)>, target: Option
     let missed = rows.filter(|(_, median)| !median.is_within(target));
     let missed: Vec<_> = missed.map(|(name, median)| format!("{name} ± {:.1} %", percent(&median))).collect();
     (!missed.is_empty()).then(|| format!("noise above ± {} %: {}", report::percent(target), missed.join(", ")))
+}
+
+/// What a run says of itself: that a test has slowed it down.
+pub(super) fn of_run(run: &Run) -> impl Iterator<Item = String> {
+    run.planted.iter().map(|planted| format!("times that a test has made longer: {planted}"))
 }
 
 /// All of it about one case, each line beginning with the case's name.
@@ -143,6 +148,14 @@ mod tests {
         assert_eq!(moved(None, Some(&hot)), expected);
         assert_eq!(between(&cool, &state(1980, "SYNC_BOOST", 83)), ["clocks throttled: SYNC_BOOST"]);
         assert_eq!(between(&cool, &state(1980, "0x0", 84)), ["84 °C, where clocks are lowered from 87 °C on"]);
+    }
+
+    #[test]
+    fn a_planted_slowdown_is_a_reason() {
+        let mut run = Run::begin("s/1", crate::measure::machine::host());
+        assert_eq!(of_run(&run).count(), 0);
+        run.planted = Some("PAF_PLANT_SLOWDOWN=gemm:1.05".into());
+        assert!(of_run(&run).eq(["times that a test has made longer: PAF_PLANT_SLOWDOWN=gemm:1.05"]));
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-/// Set to anything but 0, it makes the first element that a check looks at wrong. Nothing but tests sets it.
+/// Set to anything but 0, it makes the first element that a check looks at wrong. Nothing but tests sets it, and only builds that have
+/// the program look at it: others check for a program that they are part of.
 const VARIABLE: &str = "PAF_PLANT_WRONG";
 
 fn is_planted() -> bool {
     static PLANTED: OnceLock<bool> = OnceLock::new();
-    *PLANTED.get_or_init(|| std::env::var_os(VARIABLE).is_some_and(|value| !value.is_empty() && value != "0"))
+    let found = || std::env::var_os(VARIABLE).is_some_and(|value| !value.is_empty() && value != "0");
+    cfg!(any(test, feature = "cli")) && *PLANTED.get_or_init(found)
 }
 
 /// Farther from the value than any bound is.

@@ -24,8 +24,13 @@ const MEASUREMENTS: [(&str, &str); 4] = [
 ];
 
 /// Those that cannot be compared with an earlier result.
-const OTHERS: [&str; 2] =
-    ["plan --model minilm-l6 --batch 1 --seq 128 --no-cache --seconds 1", "peak --backend cuda --seconds 0.5"];
+const OTHERS: [&str; 5] = [
+    "plan --model minilm-l6 --batch 1 --seq 128 --no-cache --seconds 1",
+    "peak --backend cuda --seconds 0.5",
+    "complexity --model minilm-l6 --batch 1 --seq 128 --seconds 0.5",
+    "compare --model minilm-l6 --batch 1 --seq 128 --python none --seconds 0.5",
+    "trace --model minilm-l6 --batch 1 --seq 128 --mode eager --times events",
+];
 
 pub fn trials(trials: &mut Vec<Trial>) {
     let mut add = |name: String, test: Box<dyn FnOnce() -> Outcome + Send>| {
@@ -85,6 +90,9 @@ fn slowdown(name: &str, command: &str) -> Outcome {
     exits(&slower, 3)?;
     // Every row that has it, and no other; but for hot ones, of which short kernels' vary by more than what is planted.
     let text = told(&slower);
+    if !text.contains("warning: times that a test has made longer: PAF_PLANT_SLOWDOWN=") {
+        return Err(format!("the result does not say that it was slowed down: {text}").into());
+    }
     let rows = |verdict: &str| {
         let of = |line: &&str| line.contains("│") && line.contains(verdict) && !line.contains("hot");
         text.lines().filter(of).count()
@@ -100,6 +108,18 @@ fn slowdown(name: &str, command: &str) -> Outcome {
     Ok(())
 }
 
+/// What has states, in a result of any kind. A timeline has none: it is of one call.
+fn parts(result: &Value) -> Vec<&Value> {
+    match (&result["cases"], &result["stacks"], &result["traceEvents"]) {
+        (Value::Array(cases), ..) => {
+            cases.iter().map(|case| if case["measured"].is_object() { &case["measured"] } else { case }).collect()
+        }
+        (_, Value::Array(stacks), _) => stacks.iter().filter_map(|stack| stack["cases"].as_array()).flatten().collect(),
+        (_, _, Value::Array(_)) => Vec::new(),
+        _ => vec![result],
+    }
+}
+
 fn described(command: &str) -> Outcome {
     let output = paf(command, &[Path::new("--json"), Path::new("-")], None)?;
     exits(&output, 0)?;
@@ -111,11 +131,10 @@ fn described(command: &str) -> Outcome {
         return Err(format!("{name}: {errors:#?}").into());
     }
     // Wherever the driver's management library is, which also tells the driver's version.
-    let cases: Vec<&Value> = result["cases"].as_array().map_or_else(|| vec![&result], |cases| cases.iter().collect());
-    for case in cases.into_iter().filter(|_| result["machine"]["driver"].is_string()) {
+    for part in parts(&result).into_iter().filter(|_| result["machine"]["driver"].is_string()) {
         for state in ["state_before", "state_after"] {
-            if !case[state]["sm_clock_mhz"].is_u64() || !case[state]["throttle_reasons"].is_string() {
-                return Err(format!("{name}: {state} is {}", case[state]).into());
+            if !part[state]["sm_clock_mhz"].is_u64() || !part[state]["throttle_reasons"].is_string() {
+                return Err(format!("{name}: {state} is {}", part[state]).into());
             }
         }
     }

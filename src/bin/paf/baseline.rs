@@ -75,9 +75,11 @@ impl<R: Timed> Baseline<R> {
         Ok(now.check(&self.report.identity())?)
     }
 
-    /// What has changed, in words, and whether that is for the worse.
-    pub fn compare(&self, now: &R) -> Result<(String, Result<()>)> {
-        let comparison = compare(now, &self.report, self.threshold)?;
+    fn compare(&self, now: &R) -> (String, Result<()>) {
+        let comparison = match compare(now, &self.report, self.threshold) {
+            Ok(comparison) => comparison,
+            Err(error) => return (String::new(), Err(error.into())),
+        };
         let name = self.path.display();
         let text = format!("Beside {name}:\n{}", comparison.table());
         let slower: Vec<_> = comparison.regressions().collect();
@@ -93,11 +95,12 @@ impl<R: Timed> Baseline<R> {
             ))
             .into())
         });
-        Ok((text, verdict))
+        (text, verdict)
     }
 }
 
-/// What the baseline says of a result, if there is one: text for under the table, and whether it is for the worse.
-pub fn compared<R: Timed>(baseline: Option<&Baseline<R>>, now: &R) -> Result<(String, Result<()>)> {
-    baseline.map_or_else(|| Ok((String::new(), Ok(()))), |baseline| baseline.compare(now))
+/// What the baseline says of a result, if there is one: text for under the table; and an error, for when the result is written, if
+/// something has become slower or they cannot be compared.
+pub fn compared<R: Timed>(baseline: Option<&Baseline<R>>, now: &R) -> (String, Result<()>) {
+    baseline.map_or_else(|| (String::new(), Ok(())), |baseline| baseline.compare(now))
 }

@@ -167,7 +167,7 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     if report.cublaslt_version.is_none() {
         note("cuBLASLt was not found (libcublasLt.so on the loader's path): measured without the peer");
     }
-    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report);
     let means = "\nTime of cuBLASLt / ours: geometric means over the planned variants\n";
     let text = report.table()
         + &peak_line(report.measured_peak.as_ref())
@@ -192,7 +192,7 @@ fn norm(how: &How) -> Result<()> {
         bar.set_message(format!("{} × {}", shape.rows, shape.hidden_size));
     })?;
     bar.finish_and_clear();
-    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report);
     let text = report.markdown() + &warnings(&report.warnings()) + &beside;
     write_result(sink, &text, &report.json())?;
     verdict
@@ -227,7 +227,7 @@ fn attention(arguments: &Attention) -> Result<()> {
         bar.set_message(shape.to_string());
     })?;
     bar.finish_and_clear();
-    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report);
     let ratios = "\nTime of PyTorch's back ends / ours\n";
     let text = report.table()
         + &peak_line(report.measured_peak.as_ref())

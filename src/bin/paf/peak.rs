@@ -42,13 +42,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             let effort = Effort { budget, noise: Some(noise), ..Effort::default() };
             peak::of_device(&device, arguments.dtype, effort)?
         }
-        None => peak::of_cpu(),
+        None => peak::of_cpu()?,
     };
     #[cfg(not(feature = "cuda"))]
     let report = {
         let _ = (budget, noise);
         select::check(arguments.backend)?;
-        peak::of_cpu()
+        peak::of_cpu()?
     };
     let text = report.text() + &warnings(&report.warnings());
     write_result(sink, &text, &report.json())

@@ -130,7 +130,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     });
     bar.finish_and_clear();
     let report = report?;
-    let (beside, verdict) = compared(baseline.as_ref(), &report)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report);
     write(&report, &beside, sinks)?;
     verdict
 }

@@ -66,7 +66,8 @@ struct Operands {
 impl Experiment {
     /// What a result on `device` will be one of.
     pub fn identity(&self, device: &Device) -> Identity {
-        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+        let shapes = self.shapes.iter().map(ToString::to_string).collect();
+        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name(), shapes)
     }
 
     /// Verifies and measures every shape, beside `peer` if there is one; `on_case` hears which is next.
@@ -162,7 +163,7 @@ impl Experiment {
                 _ => {
                     let (graph, launches) = graphs.next().expect("there is a graph for each of ours");
                     let timer = &timer;
-                    let mut timed = timer.candidate("attention", graph, *launches)?;
+                    let mut timed = timer.candidate(Some("attention"), graph, *launches)?;
                     Box::new(move || {
                         // The device comes from the peer's process, with what that left in the caches.
                         timer.replay(graph, *launches, None)?;

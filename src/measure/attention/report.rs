@@ -229,7 +229,7 @@ impl Report {
             let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
             warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
         };
-        self.cases.iter().flat_map(of_case).collect()
+        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
     }
 
     /// Pretty JSON, with a newline at the end.

@@ -7,8 +7,8 @@ use crate::measure::{attention, gemm, norm, report};
 
 impl Identity {
     /// Of a measurement of single kernels.
-    pub(in crate::measure) fn of_kernels(schema: &str, device: &str, dtype: &str) -> Self {
-        Self { schema: schema.into(), device: device.into(), dtype: dtype.into(), model: String::new() }
+    pub(in crate::measure) fn of_kernels(schema: &str, device: &str, dtype: &str, shapes: Vec<String>) -> Self {
+        Self { schema: schema.into(), device: device.into(), dtype: dtype.into(), model: String::new(), shapes }
     }
 
     /// Of a comparison of layers of these dimensions; of a checkpoint of that name, if the weights are one's.
@@ -17,14 +17,25 @@ impl Identity {
         dtype: &str,
         config: &Config,
         checkpoint: Option<&str>,
+        shapes: Vec<String>,
     ) -> Self {
         let heads = config.num_key_value_heads.unwrap_or(config.num_attention_heads);
         let config = Config { num_key_value_heads: Some(heads), ..config.clone() };
         let weights = checkpoint.map_or_else(|| "random weights".to_owned(), |name| format!("weights of {name}"));
         let model =
             format!("{}, {weights}", serde_json::to_string(&config).expect("dimensions are numbers and strings"));
-        Self { schema: report::SCHEMA.into(), device, dtype: dtype.into(), model }
+        Self { schema: report::SCHEMA.into(), device, dtype: dtype.into(), model, shapes }
     }
+}
+
+/// What a batch is known by: its shape, and its lengths, since those of the same size with other lengths are other work.
+pub(in crate::measure) fn batch(batch: usize, seq_len: usize, packed: bool, lengths: Option<&[usize]>) -> String {
+    let shape = report::shape_name(batch, seq_len, packed);
+    lengths.map_or_else(|| shape.clone(), |lengths| format!("{shape}, lengths {lengths:?}"))
+}
+
+fn batch_of(case: &report::Case) -> String {
+    batch(case.batch, case.seq_len, case.packed, case.lengths.as_deref())
 }
 
 impl Machine {
@@ -41,18 +52,18 @@ impl Timed for report::Report {
 
     fn identity(&self) -> Identity {
         let checkpoint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.name.as_str());
-        Identity::of_layers(self.run.machine.name(), &self.dtype, &self.config, checkpoint)
+        let shapes = self.cases.iter().map(batch_of).collect();
+        Identity::of_layers(self.run.machine.name(), &self.dtype, &self.config, checkpoint, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
         let of_case = |case: &report::Case| {
             let shape = report::shape_name(case.batch, case.seq_len, case.packed);
-            // Batches of the same size with other lengths are other work.
-            let lengths = format!("{:?}", case.lengths);
+            let batch = batch_of(case);
             let timing = |variant: &report::Variant| {
                 let name = format!("{shape}: {}", variant.name());
-                let key = format!("{name} {lengths}");
-                Timing { name, key, ours: true, samples_us: variant.samples_us.clone() }
+                let key = format!("{batch}: {}", variant.name());
+                Timing { name, key, ours: true, family: None, samples_us: variant.samples_us.clone() }
             };
             case.variants.iter().map(timing).collect::<Vec<_>>()
         };
@@ -68,7 +79,9 @@ fn of_rows(shape: &str, rows: &[Row]) -> Vec<Timing> {
         let key = format!("{shape}: {} {} {which} {}", row.by, row.what, row.overlap);
         let ours = row.variant.is_some();
         let planned = if row.planned { "* " } else { "" };
-        Timing { name: format!("{shape}: {planned}{}", row.name()), key, ours, samples_us: row.samples_us.clone() }
+        let family = row.variant.as_deref().map(|variant| variant.split(':').next().unwrap_or(variant).to_owned());
+        let name = format!("{shape}: {planned}{}", row.name());
+        Timing { name, key, ours, family, samples_us: row.samples_us.clone() }
     };
     rows.iter().map(timing).collect()
 }
@@ -79,7 +92,8 @@ impl Timed for gemm::Report {
     }
 
     fn identity(&self) -> Identity {
-        Identity::of_kernels(gemm::SCHEMA, &self.run.machine.name(), &self.dtype)
+        let shapes = self.cases.iter().map(gemm::Case::name).collect();
+        Identity::of_kernels(gemm::SCHEMA, &self.run.machine.name(), &self.dtype, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -93,7 +107,8 @@ impl Timed for attention::Report {
     }
 
     fn identity(&self) -> Identity {
-        Identity::of_kernels(attention::SCHEMA, &self.run.machine.name(), &self.dtype)
+        let shapes = self.cases.iter().map(|case| case.shape.to_string()).collect();
+        Identity::of_kernels(attention::SCHEMA, &self.run.machine.name(), &self.dtype, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -107,7 +122,8 @@ impl Timed for norm::Report {
     }
 
     fn identity(&self) -> Identity {
-        Identity::of_kernels(norm::SCHEMA, &self.run.machine.name(), &self.dtype)
+        let shapes = self.cases.iter().map(|case| case.shape.to_string()).collect();
+        Identity::of_kernels(norm::SCHEMA, &self.run.machine.name(), &self.dtype, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -116,6 +132,7 @@ impl Timed for norm::Report {
                 key: name.clone(),
                 name,
                 ours: true,
+                family: None,
                 samples_us: samples_us.to_vec(),
             };
             let hot = case.hot.iter().map(|hot| timing(format!("{}, hot", case.shape), &hot.samples_us));

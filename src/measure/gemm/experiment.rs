@@ -16,7 +16,7 @@ use crate::measure::spot;
 use crate::measure::timing::{Candidate, Effort, Sampled, observe};
 use crate::weights::random_activations;
 
-use super::report::{Case, GELU, HOT, PRODUCT, Report, SCHEMA, Shape};
+use super::report::{Case, GELU, HOT, PRODUCT, Report, SCHEMA, Shape, name};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -54,7 +54,8 @@ struct Operands {
 impl Experiment {
     /// What a result on `device` will be one of.
     pub fn identity(&self, device: &Device) -> Identity {
-        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name())
+        let shapes = self.shapes.iter().map(|&shape| name(shape)).collect();
+        Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name(), shapes)
     }
 
     /// Verifies and measures every shape; `on_case` hears which is next.
@@ -131,10 +132,10 @@ impl Experiment {
             operands.record(&stream, peer, row, c)?.launch(&stream)?;
         }
         for (&Planned { what, variant, .. }, c) in plan.iter().zip(&outputs) {
-            let name = variant.map_or_else(|| PEER.to_owned(), |variant| variant.to_string());
+            let by = variant.map_or_else(|| PEER.to_owned(), |variant| variant.to_string());
             let (a, w) = *operands.pairs(what).last().expect("there are operands");
             let then = (what == GELU).then_some((&operands.bias, HiddenAct::GeluNew));
-            spot::product(&format!("{name} {what} {m}x{n}x{k}"), a, w, then, c)?;
+            spot::product(&format!("{by} {what} {m}x{n}x{k}"), a, w, then, c)?;
         }
         let graphs = plan
             .iter()
@@ -145,8 +146,7 @@ impl Experiment {
         let products = operands.a.len();
         let mut candidates: Vec<Candidate<'_>> = Vec::new();
         for (row, graph) in plan.iter().zip(&graphs) {
-            let name = if row.variant.is_some() { "gemm" } else { PEER };
-            candidates.push(timer.candidate(name, graph, products)?);
+            candidates.push(timer.candidate(row.variant.map(|_| "gemm"), graph, products)?);
         }
         let sampled = observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
 

@@ -67,9 +67,14 @@ pub(super) const HOT: &str = "product, hot";
 /// With bias and activation.
 pub(super) const GELU: &str = "bias+gelu_new";
 
+/// As tables have it.
+pub(super) fn name((m, n, k): Shape) -> String {
+    format!("{m} × {n} × {k}")
+}
+
 impl Case {
     pub(in crate::measure) fn name(&self) -> String {
-        format!("{} × {} × {}", self.m, self.n, self.k)
+        name(self.shape())
     }
 
     fn shape(&self) -> Shape {
@@ -152,7 +157,7 @@ impl Report {
             let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
             warnings::of_case(&case.name(), states, rows, self.noise_target)
         };
-        self.cases.iter().flat_map(of_case).collect()
+        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
     }
 
     /// Pretty JSON, with a newline at the end.
