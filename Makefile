@@ -22,10 +22,11 @@ NVCC_WHEELS = nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13
 speedup: toolkit
 	cargo run --release --bin paf -- speedup $(ARGS)
 
+# PYTHON reaches the script where somebody set it, in the environment or the command line: that one has to have PyTorch, python3 need not.
 # Without compile in PEERS it takes minutes instead of an hour. ARGS goes to `paf compare`: --model NAME for one model's shapes.
 compare: toolkit
 	cargo build --release --bin paf
-	PAF=target/release/paf PYTHON=$(PYTHON) tools/gpu-run compare $(OUT) --peers $(PEERS) $(ARGS)
+	PAF=target/release/paf tools/gpu-run compare $(OUT) --peers $(PEERS) $(ARGS)
 
 test: toolkit
 	cargo test --no-fail-fast --features tokenizers,dlpack

@@ -263,7 +263,7 @@ fn a_comparison_with_pytorch_is_reported_again() {
     let markdown = text(&output.stdout);
     for part in [
         "m (paf-post): 2 layers of 64, f32",
-        " | 2.000 ± 0.000 eager | 1.500 ± 0.250 |",
+        " | 2.000 ± 0.000 eager, graph | 1.500 ± 0.250 |",
         "| 1 × 16 | saf-post | PyTorch eager, graph | 2.000 ± 0.000 | 1.500 ± 0.250 |",
         "- PyTorch compile was not measured: not asked for",
         "- m 1 × 16: no row of PyTorch paf fused, graph: no room",

@@ -18,7 +18,7 @@ It speaks JSON, an object a line. First it says what it is: {"torch": ..., "cudn
         -> {"us": device time of one call}
     One call that is not timed, then one that is, between two events.
 
-What fails is answered with {"error": text}.
+What fails is answered with {"error": text}, a wrong result with {"wrong": text}.
 
 The ways: eager is one operation after the other, as a CUDA graph and, in a row of its own, launched one by one; two-stream runs the FFN
 on a second stream; fused makes Q, K, V and the FFN's inner layer in one wide product, and the sum of both outputs in another, of
@@ -288,14 +288,14 @@ class Shape:
                     self.prepare(design, way)
 
     def prepare(self, design, way):
-        row = {"design": design, "way": way, "mode": "graph"}
+        self.attempt({"design": design, "way": way, "mode": "graph"}, self.recorded)
+        if way == "eager":
+            self.attempt({"design": design, "way": way, "mode": "launches"}, self.launched)
+
+    def attempt(self, row, make):
+        """A row that is ready, with its checks and its call, which `make` gives, or one that is absent."""
         try:
-            layer = self.layer(design, way)
-            few = self.model.layers[:FEW_LAYERS]
-            checks = [self.check(row, self.stack(layer, few), len(few))]
-            graph, out = self.record(lambda: self.stack(layer, self.model.layers))
-            graph.replay()
-            checks.append(self.check(row, out, len(self.model.layers)))
+            checks, call = make(row)
         except Wrong:
             raise
         except Exception as error:  # whatever keeps it from running: others may run
@@ -303,15 +303,24 @@ class Shape:
             text = str(error).strip().splitlines() or [""]
             self.absent.append({**row, "why": f"{type(error).__name__}: {text[0]}"})
             return
-        self.add({**row, "verified": checks}, graph.replay)
-        if way == "eager":
-            row = {**row, "mode": "launches"}
-            checks = [self.check(row, self.stack(layer, self.model.layers), len(self.model.layers))]
-            self.add({**row, "verified": checks}, lambda: self.stack(layer, self.model.layers))
-
-    def add(self, row, call):
-        self.ready.append(row)
+        self.ready.append({**row, "verified": checks})
         self.calls.append(call)
+
+    def recorded(self, row):
+        layer, few = self.layer(row["design"], row["way"]), self.model.layers[:FEW_LAYERS]
+        checks = [self.check(row, self.stack(layer, few), len(few))]
+        graph, out = self.record(lambda: self.stack(layer, self.model.layers))
+        graph.replay()
+        checks.append(self.check(row, out, len(self.model.layers)))
+        return checks, graph.replay
+
+    def launched(self, row):
+        layer = self.layer(row["design"], row["way"])
+
+        def call():
+            return self.stack(layer, self.model.layers)
+
+        return [self.check(row, call(), len(self.model.layers))], call
 
     def layer(self, design, way):
         c = self.model.c
@@ -417,6 +426,8 @@ def main():
             else:
                 shape = Shape(model, request["shape"])
                 answer({"ready": shape.ready, "absent": shape.absent})
+        except Wrong as error:
+            answer({"wrong": str(error)})
         except Exception as error:  # whoever asked has to hear of it
             answer({"error": f"{type(error).__name__}: {error}"})
 

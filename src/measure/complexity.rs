@@ -18,7 +18,7 @@ pub use crossover::crossover_seq_len;
 pub use experiment::Experiment;
 #[cfg(feature = "cuda")]
 pub use experiment::Step;
-pub use predict::{Bound, Predicted, predict};
+pub use predict::{Bound, Predicted};
 pub use report::{Case, Measured, Report, Row, SCHEMA, Subject};
 pub use work::Block;
 

@@ -1,4 +1,4 @@
-//! What devices can do at most, by their data sheets: for predictions where none is present.
+//! What devices can do at most, by their data sheets: for predictions, whether one is present or not.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -32,12 +32,18 @@ const PLAIN_KERNEL_US: f64 = 0.98;
 /// The same where the second is launched before the first has ended (programmatic dependent launch), which Hopper can.
 const EARLY_KERNEL_US: f64 = 0.60;
 
-const PLAIN_SOURCE: &str =
-    "0.98 µs: a chain of empty kernels in a CUDA graph, measured on an H200 and assumed to hold here";
-const EARLY_SOURCE: &str =
-    "0.60 µs: a chain of empty kernels in a CUDA graph with programmatic dependent launch, measured on an H200";
-const EARLY_SOURCE_ELSEWHERE: &str = "0.60 µs: a chain of empty kernels in a CUDA graph with programmatic dependent launch, \
-                                      measured on an H200 and assumed to hold here";
+/// The card on which these were measured.
+const MEASURED_ON: &str = "NVIDIA H200";
+
+/// The time from kernel to dependent kernel on the card of that name, launched early or not, and where it comes from.
+fn kernel(name: &str, early: bool) -> (f64, String) {
+    let (us, launch) = match early {
+        true => (EARLY_KERNEL_US, " with programmatic dependent launch"),
+        false => (PLAIN_KERNEL_US, ""),
+    };
+    let here = if name == MEASURED_ON { "" } else { " and assumed to hold here" };
+    (us, format!("{us:.2} µs: a chain of empty kernels in a CUDA graph{launch}, measured on an H200{here}"))
+}
 
 /// A line of the table of devices.
 struct Row {
@@ -48,19 +54,36 @@ struct Row {
     tflops: f64,
     gb_per_s: f64,
     l2_mib: u64,
-    kernel: (f64, &'static str),
+    /// Whether its kernels are launched before the one before has ended.
+    early: bool,
     source: &'static str,
+}
+
+impl Row {
+    fn description(&self) -> Description {
+        let (kernel_us, kernel_source) = kernel(self.name, self.early);
+        Description {
+            name: self.name.into(),
+            multiprocessors: self.multiprocessors,
+            flops_per_s: self.tflops * 1e12,
+            bytes_per_s: self.gb_per_s * 1e9,
+            l2_bytes: self.l2_mib << 20,
+            kernel_us,
+            source: self.source.into(),
+            kernel_source,
+        }
+    }
 }
 
 const ROWS: [Row; 5] = [
     Row {
         key: "h200",
-        name: "NVIDIA H200",
+        name: MEASURED_ON,
         multiprocessors: 132,
         tflops: 989.4,
         gb_per_s: 4800.0,
         l2_mib: 60,
-        kernel: (EARLY_KERNEL_US, EARLY_SOURCE),
+        early: true,
         source: "NVIDIA H200 Tensor Core GPU datasheet, SXM (BFLOAT16 1,979 TFLOPS with sparsity; 4.8 TB/s); L2 as the driver reports it",
     },
     Row {
@@ -70,7 +93,7 @@ const ROWS: [Row; 5] = [
         tflops: 989.4,
         gb_per_s: 3350.0,
         l2_mib: 50,
-        kernel: (EARLY_KERNEL_US, EARLY_SOURCE_ELSEWHERE),
+        early: true,
         source: "NVIDIA H100 Tensor Core GPU datasheet, SXM (BFLOAT16 1,979 TFLOPS with sparsity; 3.35 TB/s); architecture white paper",
     },
     Row {
@@ -80,7 +103,7 @@ const ROWS: [Row; 5] = [
         tflops: 312.0,
         gb_per_s: 2039.0,
         l2_mib: 40,
-        kernel: (PLAIN_KERNEL_US, PLAIN_SOURCE),
+        early: false,
         source: "NVIDIA A100 Tensor Core GPU datasheet, 80GB SXM (BFLOAT16 312 TFLOPS; 2,039 GB/s); architecture white paper",
     },
     Row {
@@ -90,7 +113,7 @@ const ROWS: [Row; 5] = [
         tflops: 362.05,
         gb_per_s: 864.0,
         l2_mib: 96,
-        kernel: (PLAIN_KERNEL_US, PLAIN_SOURCE),
+        early: false,
         source: "NVIDIA L40S datasheet (BFLOAT16 362.05 TFLOPS, 733 with sparsity; 864 GB/s); Ada architecture white paper",
     },
     Row {
@@ -100,7 +123,7 @@ const ROWS: [Row; 5] = [
         tflops: 165.2,
         gb_per_s: 1008.0,
         l2_mib: 72,
-        kernel: (PLAIN_KERNEL_US, PLAIN_SOURCE),
+        early: false,
         source: "NVIDIA Ada GPU architecture white paper, appendix A (BF16 with FP32 accumulate 165.2 TFLOPS; 1,008 GB/s)",
     },
 ];
@@ -112,17 +135,14 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 
 /// The description of a device by its short name, such as `h200`.
 pub fn known(name: &str) -> Option<Description> {
-    let row = ROWS.iter().find(|row| row.key == name)?;
-    Some(Description {
-        name: row.name.into(),
-        multiprocessors: row.multiprocessors,
-        flops_per_s: row.tflops * 1e12,
-        bytes_per_s: row.gb_per_s * 1e9,
-        l2_bytes: row.l2_mib << 20,
-        kernel_us: row.kernel.0,
-        source: row.source.into(),
-        kernel_source: row.kernel.1.into(),
-    })
+    ROWS.iter().find(|row| row.key == name).map(Row::description)
+}
+
+/// The description of the card that the driver gives that name, and so many multiprocessors: a part of one is another device.
+#[cfg(any(feature = "cuda", test))]
+fn by_name(name: &str, multiprocessors: u32) -> Option<Description> {
+    let is_it = |row: &&Row| row.name == name && row.multiprocessors == multiprocessors;
+    ROWS.iter().find(is_it).map(Row::description)
 }
 
 /// A field that is not what it should be.
@@ -176,11 +196,12 @@ impl Description {
                 .transpose()
         };
         let missing = |field: &'static str| move || refuse(field, "missing", "to be there");
+        let name = text("name")?.ok_or_else(missing("name"))?;
         let kernel_us = number("kernel_us", 1e6)?;
         let kernel_source = text("kernel_source")?
-            .unwrap_or_else(|| if kernel_us.is_some() { "not stated".into() } else { PLAIN_SOURCE.into() });
+            .unwrap_or_else(|| if kernel_us.is_some() { "not stated".into() } else { kernel(&name, false).1 });
         Ok(Self {
-            name: text("name")?.ok_or_else(missing("name"))?,
+            name,
             multiprocessors: whole("multiprocessors", 1e6)?.ok_or_else(missing("multiprocessors"))? as u32,
             flops_per_s: number("flops_per_s", 1e21)?.ok_or_else(missing("flops_per_s"))?,
             bytes_per_s: number("bytes_per_s", 1e18)?.ok_or_else(missing("bytes_per_s"))?,
@@ -191,22 +212,24 @@ impl Description {
         })
     }
 
-    /// A device that is present: its rate by arithmetic, its bandwidth by a copy.
+    /// A device that is present: by its data sheet if its name is known, as [`known`] has it; else its rate by arithmetic, its
+    /// bandwidth by a copy.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the rate of its tensor cores is not known; what the copy gives.
     #[cfg(feature = "cuda")]
     pub fn of_device(device: &crate::gpu::Device) -> Result<Self> {
-        let ceilings = super::roofline::of_device(device)?;
         let info = device.info();
+        // Not by the card alone: its portable kernels are not launched early.
+        let (kernel_us, kernel_source) = kernel(&info.name, device.uses_hopper_kernels());
+        if let Some(description) = by_name(&info.name, info.multiprocessors) {
+            return Ok(Self { kernel_us, kernel_source, ..description });
+        }
+        let ceilings = super::roofline::of_device(device)?;
         let flops_per_s = ceilings.flops_per_s.ok_or_else(|| Error::Unsupported {
             what: format!("a prediction for compute capability {:?}", info.compute_capability),
             remedy: "its tensor cores' rate is not known: name a description of it, --device FILE.json".into(),
         })?;
-        let (kernel_us, kernel_source) = match device.uses_hopper_kernels() {
-            true => (EARLY_KERNEL_US, EARLY_SOURCE_ELSEWHERE),
-            false => (PLAIN_KERNEL_US, PLAIN_SOURCE),
-        };
         Ok(Self {
             name: info.name.clone(),
             multiprocessors: info.multiprocessors,
@@ -215,7 +238,7 @@ impl Description {
             l2_bytes: info.l2_bytes,
             kernel_us,
             source: ceilings.source,
-            kernel_source: kernel_source.into(),
+            kernel_source,
         })
     }
 }
@@ -223,25 +246,31 @@ impl Description {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::measure::roofline::tensor_fma_per_clock;
 
     #[test]
     fn rates_are_those_of_the_tensor_cores_at_the_published_clock() {
-        // FLOP a clock and multiprocessor, dense 16-bit with fp32 accumulation, and the boost clock of tensor operations, MHz.
+        // Compute capability, and the boost clock of tensor operations, MHz.
         let published = [
-            ("h200", 4096.0, 1830.0),
-            ("h100", 4096.0, 1830.0),
-            ("a100", 2048.0, 1410.0),
-            ("l40s", 1024.0, 2520.0),
-            ("rtx4090", 512.0, 2520.0),
+            ("h200", (9, 0), 1830.0),
+            ("h100", (9, 0), 1830.0),
+            ("a100", (8, 0), 1410.0),
+            ("l40s", (8, 9), 2520.0),
+            ("rtx4090", (8, 9), 2520.0),
         ];
         assert_eq!(names().collect::<Vec<_>>(), published.map(|(name, ..)| name));
-        for (name, flops_per_clock, mhz) in published {
+        for (name, compute_capability, mhz) in published {
             let of = known(name).unwrap();
-            let computed = flops_per_clock * f64::from(of.multiprocessors) * mhz * 1e6;
+            let fma = tensor_fma_per_clock(&of.name, compute_capability).unwrap();
+            let computed = 2.0 * fma * f64::from(of.multiprocessors) * mhz * 1e6;
             assert!((of.flops_per_s / computed - 1.0).abs() < 0.02, "{name}: {} is not {computed}", of.flops_per_s);
             assert!(of.source.contains("NVIDIA") && of.kernel_source.contains("measured on an H200"), "{name}");
+            assert_eq!(of.kernel_source.contains("assumed"), name != "h200", "{name}");
+            // A card that is present has the same prediction as its name.
+            assert_eq!(by_name(&of.name, of.multiprocessors).as_ref(), Some(&of));
+            assert_eq!(by_name(&of.name, of.multiprocessors - 1), None);
         }
-        assert_eq!(known("h300"), None);
+        assert_eq!((known("h300"), by_name("NVIDIA H300", 132)), (None, None));
     }
 
     #[test]

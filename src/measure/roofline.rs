@@ -44,13 +44,13 @@ impl Work {
 }
 
 /// Dense 16-bit multiply-adds with fp32 accumulation that the tensor cores of one multiprocessor do a clock; `None` for
-/// capabilities that are not listed. From NVIDIA's architecture white papers (GA100, GA102, AD102, GH100).
-#[cfg(feature = "cuda")]
-fn tensor_fma_per_clock(compute_capability: (u32, u32)) -> Option<f64> {
+/// capabilities that are not listed. `name` is the driver's. From NVIDIA's architecture white papers (GA100, GA102, AD102, GH100).
+#[cfg(any(feature = "cuda", test))]
+pub(super) fn tensor_fma_per_clock(name: &str, compute_capability: (u32, u32)) -> Option<f64> {
     match compute_capability {
         (8, 0) => Some(1024.0),
-        // Professional cards (A40, L40S); GeForce cards do half of it when they accumulate in fp32.
-        (8, 6 | 9) => Some(512.0),
+        // Professional cards (A40, L40S) do twice of what GeForce cards do when they accumulate in fp32.
+        (8, 6 | 9) => Some(if name.contains("GeForce") { 256.0 } else { 512.0 }),
         (9, 0) => Some(2048.0),
         _ => None,
     }
@@ -63,7 +63,7 @@ fn tensor_fma_per_clock(compute_capability: (u32, u32)) -> Option<f64> {
 #[cfg(feature = "cuda")]
 pub fn of_device(device: &crate::gpu::Device) -> Result<Ceilings> {
     let info = device.info();
-    let flops_per_s = tensor_fma_per_clock(info.compute_capability)
+    let flops_per_s = tensor_fma_per_clock(&info.name, info.compute_capability)
         .map(|fma| 2.0 * fma * f64::from(info.multiprocessors) * f64::from(info.sm_clock_khz) * 1e3);
     Ok(Ceilings {
         flops_per_s,

@@ -50,10 +50,10 @@ fn measured(device: &Device, design: Design) -> Outcome {
         if !(0.8..=1.25).contains(&((attention + ffn) / saf)) {
             return Err(format!("the blocks do not add up to SAF: {name}").into());
         }
-        // Nothing is faster than what the device allows.
+        // Nothing is faster than what the device allows, give or take what a prediction adds for waits.
         let least = &case.predicted;
         let pairs = [(attention, least.attention_us), (ffn, least.ffn_us), (saf, least.saf_us), (auto, least.paf_us)];
-        if pairs.iter().any(|(us, least)| us < least) {
+        if pairs.iter().any(|(us, least)| *us < 0.95 * least) {
             return Err(format!("faster than predicted: {name}, {least:?}").into());
         }
         for row in measured.parallel() {

@@ -10,8 +10,8 @@ use paf_cuda::measure::speedup::{Engine, Mode, Step};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{Dtype, Error};
 
-use super::options::{self, ModelArguments, ShapeArguments};
-use super::output::{Sink, note, progress, write_result};
+use super::options::{self, ModelArguments, NoiseArguments, ShapeArguments};
+use super::output::{Sink, note, progress, warnings, write_result};
 use super::select::DeviceArguments;
 
 #[derive(Debug, Args)]
@@ -37,6 +37,8 @@ pub struct Arguments {
     /// Seconds to sample each batch shape for.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+    #[command(flatten)]
+    noise: NoiseArguments,
     /// Seed of weights and activations.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -52,7 +54,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         modes: vec![Mode::Graph],
         ways: Way::ALL.into_iter().filter(|way| arguments.peers.contains(way)).collect(),
         seed: arguments.seed,
-        effort: Effort { budget: options::seconds(arguments.seconds)?, ..Effort::default() },
+        effort: Effort {
+            budget: options::seconds(arguments.seconds)?,
+            noise: Some(arguments.noise.share()?),
+            ..Effort::default()
+        },
     };
     experiment.validate()?;
     let sink = Sink::open(arguments.json.as_deref())?;
@@ -81,10 +87,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
                 Step::Round(_) => format!("{name}: measuring {of}"),
             });
         },
-    )?;
+    );
     bar.finish_and_clear();
+    let report = report?;
     let notes: String = report.notes().iter().map(|line| format!("note: {line}\n")).collect();
-    write_result(sink, &(report.table() + &notes), &report.json())
+    write_result(sink, &(report.table() + &notes + &warnings(&report.warnings())), &report.json())
 }
 
 /// What is compared.

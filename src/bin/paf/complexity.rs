@@ -17,7 +17,7 @@ use paf_cuda::measure::speedup::Weights;
 use paf_cuda::{Dtype, Error};
 
 use super::options::{Model, ModelArguments, ShapeArguments};
-use super::output::{Sink, note, print};
+use super::output::{Sink, note, print, warnings};
 #[cfg(feature = "cuda")]
 use super::{options, output};
 
@@ -46,6 +46,9 @@ pub struct Arguments {
     #[cfg(feature = "cuda")]
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
+    #[cfg(feature = "cuda")]
+    #[command(flatten)]
+    noise: options::NoiseArguments,
     /// Seed of activations, and of weights that are random.
     #[cfg(feature = "cuda")]
     #[arg(long, default_value_t = 1)]
@@ -136,7 +139,11 @@ fn measure(arguments: &Arguments, experiment: &Experiment, ordinal: usize) -> Re
     use paf_cuda::measure::report::shape_name;
     use paf_cuda::measure::timing::Effort;
 
-    let effort = Effort { budget: options::seconds(arguments.seconds)?, ..Effort::default() };
+    let effort = Effort {
+        budget: options::seconds(arguments.seconds)?,
+        noise: Some(arguments.noise.share()?),
+        ..Effort::default()
+    };
     let device = if arguments.portable { Device::portable(ordinal) } else { Device::new(ordinal) };
     let device = device.with_context(|| format!("without a device nothing can be measured: {}", descriptions()))?;
     let bar = output::progress(experiment.shapes.len());
@@ -158,6 +165,7 @@ fn write(report: &Report, sinks: [Option<Sink>; 2]) -> Result<()> {
     for line in report.errors() {
         text += &format!("error: {line}\n");
     }
+    text += &warnings(&report.warnings());
     if sinks.iter().flatten().any(Sink::is_stdout) {
         note(text.trim_end());
     } else {

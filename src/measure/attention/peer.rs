@@ -8,7 +8,7 @@ use serde_json::json;
 use super::report::{PeerVersion, Shape};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::measure::peer::{Process, Sample};
+use crate::measure::peer::Process;
 
 const SCRIPT: &str = include_str!("../../../benches/peers/attention.py");
 
@@ -43,7 +43,11 @@ impl Peer {
     /// # Errors
     /// [`Error::Peer`](crate::Error::Peer) if there is no such program, or no PyTorch that finds the device.
     pub fn start(python: &str, ordinal: usize) -> Result<Self> {
-        let (process, version) = Process::start(python, SCRIPT, ordinal)?;
+        Self::start_script(python, SCRIPT, ordinal)
+    }
+
+    fn start_script(program: &str, script: &str, ordinal: usize) -> Result<Self> {
+        let (process, version) = Process::start(program, script, ordinal)?;
         Ok(Self { process, version })
     }
 
@@ -73,24 +77,22 @@ impl Peer {
     /// # Errors
     /// [`Error::Peer`](crate::Error::Peer) if there is no such graph, or the process fails.
     pub fn sample(&mut self, backend: &str, rotation: &str) -> Result<f64> {
-        self.process.ask(&json!({ "sample": [backend, rotation] })).map(|Sample { us }| us)
+        self.process.sample([backend, rotation])
     }
 }
 
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use crate::measure::peer::stand_in;
 
     #[test]
     fn answers_are_read_and_failures_carry_their_reason() {
-        let folder = tempfile::tempdir().unwrap();
         let script = r#"
             echo '{"torch": "2.11", "cudnn": 91900, "device": "a card"}'
             read request; echo "$request" | grep -q '"seq_len":512' && echo '{"backends": ["cuDNN"], "absent": {"other": "why"}}'
             read request; echo '{"us": 1.5}'
             read request; echo '{"error": "KeyError: hot"}'"#;
-        let mut peer = Peer::start(&stand_in(&folder, script), 0).unwrap();
+        let mut peer = Peer::start_script("sh", script, 0).unwrap();
         assert_eq!((peer.version().torch.as_str(), peer.version().cudnn), ("2.11", Some(91900)));
         let rotation = Rotation { name: "hot", sets: 1, launches: 8 };
         let prepared = peer.prepare("8x16x512x64".parse().unwrap(), Dtype::Bf16, &[rotation]).unwrap();

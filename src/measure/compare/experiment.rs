@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 
 use super::peer::{Peer, Prepared, Way};
-use super::report::{Case, Missing, PeerRow, Report, SCHEMA, Stack};
+use super::report::{CUSTOM, Case, Missing, PeerRow, Report, SCHEMA, Stack};
 use crate::config::{BatchShape, EncoderConfig};
 use crate::error::{Error, Result};
-use crate::measure::report::{self, Run};
+use crate::measure::report::{self, Run, shape_name};
 use crate::measure::speedup::{self, Beside, Choice, Engine, Mode, Step, Weights};
 use crate::measure::statistics::{Median, paired_ratio};
 use crate::measure::timing::{Candidate, Effort};
@@ -41,19 +41,57 @@ pub struct Experiment {
     pub effort: Effort,
 }
 
-/// The peer in turns with ours, and what it had ready on each shape.
+/// The peer, if there is one, in turns with ours, and what it had ready on each shape.
 struct Turns<'a> {
-    peer: RefCell<&'a mut Peer>,
+    peer: Option<RefCell<&'a mut Peer>>,
     prepared: Vec<Prepared>,
+    /// Index of the shape at which the peer failed, and how: nothing is asked of it any more.
+    lost: RefCell<Option<(usize, Error)>>,
+}
+
+/// What the peer gives; `None` if it fails, which is kept, or has failed.
+fn unless_lost<T>(
+    lost: &RefCell<Option<(usize, Error)>>,
+    shape: usize,
+    ask: impl FnOnce() -> Result<T>,
+) -> Result<Option<T>> {
+    if lost.borrow().is_some() {
+        return Ok(None);
+    }
+    match ask() {
+        Err(error @ Error::Peer { .. }) => {
+            *lost.borrow_mut() = Some((shape, error));
+            Ok(None)
+        }
+        given => given.map(Some),
+    }
+}
+
+impl<'a> Turns<'a> {
+    fn new(peer: Option<&'a mut Peer>) -> Self {
+        Self { peer: peer.map(RefCell::new), prepared: Vec::new(), lost: RefCell::default() }
+    }
+
+    /// Lets the peer make its weights.
+    fn model(&self, make: impl FnOnce(&mut Peer) -> Result<()>) -> Result<()> {
+        let Some(peer) = &self.peer else { return Ok(()) };
+        unless_lost(&self.lost, 0, || make(&mut peer.borrow_mut())).map(|_| ())
+    }
 }
 
 impl Beside for Turns<'_> {
     fn candidates(&mut self, shape: &BatchShape) -> Result<Vec<Candidate<'_>>> {
-        let prepared = self.peer.borrow_mut().shape(shape)?;
+        let (at, lost) = (self.prepared.len(), &self.lost);
+        let Some(peer) = &self.peer else {
+            self.prepared.push(Prepared::default());
+            return Ok(Vec::new());
+        };
+        let prepared = unless_lost(lost, at, || peer.borrow_mut().shape(shape))?.unwrap_or_default();
         let count = prepared.ready.len();
         self.prepared.push(prepared);
-        let peer = &self.peer;
-        Ok((0..count).map(|i| Box::new(move || peer.borrow_mut().sample(i)) as Candidate<'_>).collect())
+        // No time, once it is lost: ours are still sampled to the end.
+        let sample = move |i| Ok(unless_lost(lost, at, || peer.borrow_mut().sample(i))?.unwrap_or(f64::NAN));
+        Ok((0..count).map(|i| Box::new(move || sample(i)) as Candidate<'_>).collect())
     }
 }
 
@@ -74,11 +112,11 @@ impl Experiment {
     }
 
     /// Verifies and measures every subject beside the peer, or says why there is none; `on_step` hears what goes on, with the subject's
-    /// and the shape's index.
+    /// and the shape's index. Where the peer fails, the rest is measured without it, and the report says from where on and why.
     ///
     /// # Errors
-    /// What [`validate`](Self::validate) finds; [`Error::Verification`] or [`Error::Peer`] before anything is timed, if a
-    /// result is wrong; whatever engine and peer give.
+    /// What [`validate`](Self::validate) finds; [`Error::Verification`] before a shape is timed, if a result on it is wrong, ours or the
+    /// peer's; whatever the engine gives.
     pub fn run(
         &self,
         engine: &Engine,
@@ -92,24 +130,22 @@ impl Experiment {
             Engine::Gpu(_, dtype) => dtype.to_string(),
         };
         let mut stacks = Vec::new();
-        let mut first = None;
+        let (mut first, mut lost) = (None, None);
         for (i, subject) in self.subjects.iter().enumerate() {
             let ours = self.ours(subject);
             let on_step = |shape, step| on_step(i, shape, step);
-            let (report, prepared, samples) = match &mut peer {
-                Ok(peer) => {
-                    peer.model(&subject.config, &dtype, self.seed, &self.ways)?;
-                    let mut turns = Turns { peer: RefCell::new(peer), prepared: Vec::new() };
-                    let (report, samples) = ours.run_beside(engine, Some(&mut turns), on_step)?;
-                    (report, turns.prepared, samples)
-                }
-                Err(_) => {
-                    let report = ours.run(engine, on_step)?;
-                    let none = Prepared { ready: Vec::new(), absent: Vec::new() };
-                    let cases = report.cases.len();
-                    (report, vec![none; cases], vec![Vec::new(); cases])
-                }
-            };
+            let there = if lost.is_none() { peer.as_mut().ok().map(|peer| &mut **peer) } else { None };
+            let mut turns = Turns::new(there);
+            turns.model(|peer| peer.model(&subject.config, &dtype, self.seed, &self.ways))?;
+            // Also without a peer: ours are sampled in the same way then.
+            let (report, samples) = ours.run_beside(engine, Some(&mut turns), on_step)?;
+            let Turns { mut prepared, lost: at, .. } = turns;
+            if let (Some((at, error)), Ok(peer)) = (at.into_inner(), &mut peer) {
+                // Its samples there are fewer than ours, and what it holds of the device is in ours' way.
+                prepared.iter_mut().skip(at).for_each(|prepared| prepared.ready.clear());
+                peer.stop();
+                lost = Some((subject.name_on(at), error));
+            }
             let mut cases = Vec::new();
             for ((ours, prepared), samples) in report.cases.iter().cloned().zip(prepared).zip(samples) {
                 cases.push(case(subject, ours, prepared, samples)?);
@@ -128,9 +164,10 @@ impl Experiment {
             backend: first.backend,
             dtype: first.dtype,
             seed: self.seed,
-            method: format!("{} {}", first.method, self.method()),
+            method: format!("{} {}", first.method, method(peer.is_ok())),
+            noise_target: self.effort.noise,
             ceilings: first.ceilings,
-            missing: self.missing(peer.as_ref().err()),
+            missing: self.missing(peer.as_ref().err(), lost.as_ref()),
             peer: peer.ok().map(|peer| peer.versions().clone()),
             stacks,
         })
@@ -151,23 +188,44 @@ impl Experiment {
         }
     }
 
-    /// What was not measured at all.
-    fn missing(&self, why: Option<&Error>) -> Vec<Missing> {
-        let not_asked_for = |way| if self.ways.contains(&way) { None } else { Some("not asked for".to_owned()) };
-        let reason = |way| not_asked_for(way).or_else(|| why.map(Error::to_string));
-        Way::ALL.into_iter().filter_map(|way| Some(Missing { way: way.name().into(), why: reason(way)? })).collect()
+    /// What was not measured at all, or not to the end: the peer is not there, or was lost.
+    fn missing(&self, why: Option<&Error>, lost: Option<&(String, Error)>) -> Vec<Missing> {
+        let of = |way: Way| {
+            let (from, why) = match (self.ways.contains(&way), why, lost) {
+                (false, ..) => (None, "not asked for".to_owned()),
+                (true, Some(why), _) => (None, why.to_string()),
+                (true, None, Some((from, why))) => (Some(from.clone()), why.to_string()),
+                (true, None, None) => return None,
+            };
+            Some(Missing { way: way.name().into(), why, from })
+        };
+        Way::ALL.into_iter().filter_map(of).collect()
     }
+}
 
-    fn method(&self) -> String {
-        "PyTorch runs in a process of its own, which is idle while ours runs and the other way round; each round samples all of both, and \
-         a sample is a call's device time after a call of the same that is not timed. PyTorch's layers are of the same dimensions, with \
-         random weights of their own, distinct in every layer, and scaled_dot_product_attention as PyTorch chooses it; rotary embeddings \
-         are rotated there if they are here, and left out on both sides or on none. Each of its stacks runs as a CUDA graph; launches is \
-         the eager one without. Before timing, the last sequence of each against float64 on the same device, after two layers and after \
-         all: twice the error of an implementation that rounds every tensor is allowed. The best of either side, ours among SAF's or \
-         PAF's rows and PyTorch's likewise, is the one with the lowest median."
-            .to_owned()
+impl Subject {
+    /// Model and shape.
+    fn name_on(&self, shape: usize) -> String {
+        let name = self.shapes.get(shape).map(|of| shape_name(of.batch(), of.seq_len(), of.is_packed()));
+        format!("{} {}", self.model.as_deref().unwrap_or(CUSTOM), name.unwrap_or_default())
     }
+}
+
+/// How both sides are measured; of PyTorch only where it is.
+fn method(beside_pytorch: bool) -> String {
+    let ours = "A sample is taken after a call of the same that is not timed.";
+    if !beside_pytorch {
+        return ours.to_owned();
+    }
+    format!(
+        "{ours} PyTorch runs in a process of its own, which is idle while ours runs and the other way round; each round samples all of \
+         both. PyTorch's layers are of the same dimensions, with random weights of their own, distinct in every layer, and \
+         scaled_dot_product_attention as PyTorch chooses it; rotary embeddings are rotated there if they are here, and left out on both \
+         sides or on none. Each of its stacks runs as a CUDA graph; launches is the eager one without. Before timing, the last sequence of \
+         each against float64 on the same device, after two layers and after all: twice the error of an implementation that rounds every \
+         tensor is allowed. The best of either side, ours among SAF's or PAF's rows and PyTorch's likewise, is the one with the lowest \
+         median."
+    )
 }
 
 /// One shape: what the peer had ready, with its samples.

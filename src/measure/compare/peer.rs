@@ -8,7 +8,7 @@ use serde_json::json;
 use super::report::{Absent, Versions};
 use crate::config::{BatchShape, EncoderConfig};
 use crate::error::{Error, Result};
-use crate::measure::peer::{Process, Sample};
+use crate::measure::peer::Process;
 use crate::measure::report::Verified;
 
 const SCRIPT: &str = include_str!("../../../benches/peers/layers.py");
@@ -72,7 +72,7 @@ pub(super) struct Ready {
 }
 
 /// What there is on one shape, and what there is not.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 pub(super) struct Prepared {
     pub(super) ready: Vec<Ready>,
     pub(super) absent: Vec<Absent>,
@@ -84,8 +84,17 @@ impl Peer {
     /// # Errors
     /// [`Error::Peer`] if there is no such program, or no PyTorch that finds the device.
     pub fn start(python: &str, ordinal: usize) -> Result<Self> {
-        let (process, versions) = Process::start(python, SCRIPT, ordinal)?;
+        Self::start_script(python, SCRIPT, ordinal)
+    }
+
+    pub(super) fn start_script(program: &str, script: &str, ordinal: usize) -> Result<Self> {
+        let (process, versions) = Process::start(program, script, ordinal)?;
         Ok(Self { process, versions })
+    }
+
+    /// Ends it: what it holds of the device is free again.
+    pub(super) fn stop(&mut self) {
+        self.process.stop();
     }
 
     /// What it said of itself.
@@ -129,7 +138,7 @@ impl Peer {
     /// Lets it make activations, verify every stack and record graphs.
     ///
     /// # Errors
-    /// [`Error::Peer`] if a result is wrong, or the process fails; [`Error::Verification`] if one is ready that was not verified.
+    /// [`Error::Verification`] if a result is wrong, or one is ready that was not verified; [`Error::Peer`] if the process fails.
     pub(super) fn shape(&mut self, shape: &BatchShape) -> Result<Prepared> {
         let request = json!({ "shape": { "batch": shape.batch(), "seq_len": shape.seq_len() } });
         let prepared: Prepared = self.process.ask(&request)?;
@@ -150,7 +159,7 @@ impl Peer {
 
     /// Device time of one call, µs, of what is ready at that index.
     pub(super) fn sample(&mut self, index: usize) -> Result<f64> {
-        let Sample { us } = self.process.ask(&json!({ "sample": index }))?;
+        let us = self.process.sample(index)?;
         if !(us.is_finite() && us > 0.0) {
             return Err(Error::Peer { peer: "PyTorch", text: format!("a call took {us} µs") });
         }

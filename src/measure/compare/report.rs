@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::report::{self, Ceilings, Config, Run, Spread, Verified, shape_name};
 use crate::measure::statistics::paired_ratio;
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/compare/1";
@@ -23,11 +24,14 @@ pub struct Report {
     pub seed: u64,
     /// How it was measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// What the machine can do at most.
     pub ceilings: Ceilings,
     /// What the peer is, if it was there.
     pub peer: Option<Versions>,
-    /// Ways of the peer that were not measured at all.
+    /// Ways of the peer that were not measured at all, or not to the end.
     pub missing: Vec<Missing>,
     /// One model each.
     pub stacks: Vec<Stack>,
@@ -57,6 +61,9 @@ pub struct Missing {
     pub way: String,
     /// The reason.
     pub why: String,
+    /// Model and shape at which the peer failed: it was measured up to there. Absent if it was not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
 }
 
 /// A model's layers.
@@ -135,6 +142,8 @@ struct Pair<'a> {
 }
 
 const ABSENT: &str = "–";
+/// What a model without a name is called.
+pub(super) const CUSTOM: &str = "custom dimensions";
 const BEST: [&str; 9] = [
     "batch × seq",
     "SAF here, ms",
@@ -161,6 +170,13 @@ fn paired(numerator: &[f64], denominator: &[f64]) -> Option<Spread> {
     paired_ratio(numerator, denominator).map(Spread::from)
 }
 
+impl PeerRow {
+    /// Way and mode.
+    fn name(&self) -> String {
+        format!("{}, {}", self.way, self.mode)
+    }
+}
+
 impl Case {
     /// Our fastest row of a design.
     pub(super) fn ours_best(&self, design: &str) -> Option<&report::Variant> {
@@ -180,7 +196,8 @@ impl Case {
     fn best_cells(&self) -> Option<[String; 9]> {
         let (saf, paf) = (self.pair(true)?, self.pair(false)?);
         let of = |pair: &Pair<'_>| {
-            let peer = pair.peer.map_or_else(|| ABSENT.to_owned(), |row| format!("{} {}", ms(row.median_us), row.way));
+            let peer =
+                pair.peer.map_or_else(|| ABSENT.to_owned(), |row| format!("{} {}", ms(row.median_us), row.name()));
             [ms(pair.ours.median_us), peer, ratio(pair.peer.map(|row| row.over_ours))]
         };
         let theirs = saf.peer.zip(paf.peer).and_then(|(saf, paf)| paired(&saf.samples_us, &paf.samples_us));
@@ -204,7 +221,7 @@ impl Case {
         });
         let peers = self.peers.iter().map(|row| Row {
             by: row.by.clone(),
-            name: format!("{}, {}", row.way, row.mode),
+            name: row.name(),
             design: &row.design,
             samples_us: &row.samples_us,
             median_us: row.median_us,
@@ -224,7 +241,7 @@ impl Case {
 impl Stack {
     /// Model, layers, and what was left out.
     fn title(&self) -> String {
-        let (name, config) = (self.model.as_deref().unwrap_or("custom dimensions"), &self.config);
+        let (name, config) = (self.model.as_deref().unwrap_or(CUSTOM), &self.config);
         let left_out = if config.rotary_left_out { ", rotary embeddings left out on both sides" } else { "" };
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
         format!("{name} ({}): {layers} layers of {hidden}{left_out}", self.design)
@@ -241,9 +258,12 @@ impl Report {
                 "PyTorch {torch}{cudnn}; a model's first table has the best of either side, its second every row"
             ));
         }
-        lines.extend(self.missing.iter().map(|Missing { way, why }| format!("PyTorch {way} was not measured: {why}")));
+        lines.extend(self.missing.iter().map(|Missing { way, why, from }| {
+            let from = from.as_ref().map_or_else(String::new, |from| format!(" from {from} on"));
+            format!("PyTorch {way} was not measured{from}: {why}")
+        }));
         for stack in &self.stacks {
-            let model = stack.model.as_deref().unwrap_or("custom dimensions");
+            let model = stack.model.as_deref().unwrap_or(CUSTOM);
             for case in &stack.cases {
                 lines.extend(case.absent.iter().map(|Absent { design, way, mode, why }| {
                     format!("{model} {}: no row of PyTorch {design} {way}, {mode}: {why}", case.name())
@@ -251,6 +271,21 @@ impl Report {
             }
         }
         lines
+    }
+
+    /// What casts doubt on the times, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |stack: &Stack, case: &Case| {
+            let states = [case.ours.state_before.as_ref(), case.ours.state_after.as_ref()];
+            let ours = case.ours.variants.iter().map(|variant| (variant.name(), variant.median_us));
+            let peers = case.peers.iter().map(|row| {
+                let PeerRow { by, design, way, mode, .. } = row;
+                (format!("{by} {design} {way} ({mode})"), row.median_us)
+            });
+            let name = format!("{} {}", stack.model.as_deref().unwrap_or(CUSTOM), case.name());
+            warnings::of_case(&name, states, ours.chain(peers), self.noise_target)
+        };
+        self.stacks.iter().flat_map(|stack| stack.cases.iter().flat_map(move |case| of_case(stack, case))).collect()
     }
 
     /// The tables for a terminal: the best of either side, and every row.

@@ -63,6 +63,7 @@ impl Experiment {
             dtype: self.dtype.to_string(),
             config: report::Config::of(&self.config, self.rotary_left_out),
             method: self.prediction_method(device),
+            noise_target: None,
             device: device.clone(),
             crossover_seq_len: crossover_seq_len(layer),
             cases: self.shapes.iter().map(case).collect(),
@@ -90,8 +91,6 @@ pub use on_device::Step;
 
 #[cfg(feature = "cuda")]
 mod on_device {
-    use std::time::Duration;
-
     use super::Experiment;
     use crate::config::{BatchShape, EncoderConfig, Schedule};
     use crate::error::Result;
@@ -121,7 +120,7 @@ mod on_device {
     type Planned = (Subject, Variant, EncoderConfig);
 
     impl Experiment {
-        /// Predicts for the device's own ceilings, and measures: each block alone, SAF, and PAF on two streams and as the planner
+        /// Predicts for the device, and measures: each block alone, SAF, and PAF on two streams and as the planner
         /// chooses. `seed` is of activations, and of weights that are random.
         ///
         /// # Errors
@@ -143,6 +142,7 @@ mod on_device {
             let backend = Gpu::new(device, &self.config, self.dtype, layers, seed)?;
             report.run = Run::begin(SCHEMA, backend.machine());
             report.method += &method(effort);
+            report.noise_target = effort.noise;
             for (i, (case, shape)) in report.cases.iter_mut().zip(&self.shapes).enumerate() {
                 on_step(Step::Shape(i));
                 case.measured = Some(self.case(&backend, shape, effort)?);
@@ -209,14 +209,11 @@ mod on_device {
              measuring beforehand, PAF auto as it chose for PAF, PAF two-stream with estimated kernels. Before timing: the first \
              {ORACLE_LAYERS} layers of each against an f64 oracle; at full shape all outputs are finite. A sample is the device time \
              between events around one graph launch, over the number of layers; subjects alternate within each round, beginning with \
-             another one each round; {} warm-up rounds, then {} to {} rounds or {:.0} s. Intervals: order statistics of the median. \
+             another one each round; {}. Intervals: order statistics of the median. \
              Overlap fraction: (attention + FFN − together) / min(attention, FFN), and ratios: medians of the rounds' values. Error: \
              predicted / measured ratio − 1. A stack whose weights fit in the L2 cache finds them there, which the prediction does not count.",
             PLAN_BUDGET.as_secs_f64(),
-            effort.warm_up_rounds,
-            effort.min_rounds,
-            effort.max_rounds,
-            Duration::as_secs_f64(&effort.budget)
+            effort.rounds()
         )
     }
 }

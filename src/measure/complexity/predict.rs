@@ -1,13 +1,12 @@
-//! Times that a device's ceilings allow: a lower bound for each block, and for a layer in both designs.
+//! An estimate of the least time that a device's ceilings allow: for each block, and for a layer in both designs.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::work::{Kernel, Layer};
-use crate::config::{BatchShape, LayerConfig};
 use crate::measure::devices::Description;
 
-/// What of a device, or of the order of kernels, leaves a parallel layer's branches no less time.
+/// What of a device, or of the order of kernels, a parallel layer's branches are predicted to take the longest for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Bound {
@@ -33,19 +32,20 @@ impl Bound {
     }
 }
 
-/// The least times of one layer, µs.
+/// The least times of one layer, µs, as estimated.
 ///
 /// A kernel takes `t = max(FLOPs / rate, bytes / bandwidth)`, bytes being those of [`Layer`'s](super::Block) that go through memory:
-/// weights, and matrices of activations that are larger than the L2 cache. A kernel that waits for another begins no sooner than
-/// [`kernel_us`](Description::kernel_us) after it; call that `c`. Then:
+/// weights, and matrices of activations that are larger than the L2 cache. For each wait of a kernel for another one
+/// [`kernel_us`](Description::kernel_us) is added, the time from the begin of an empty kernel to that of the next; call that `c`. Then:
 ///
 /// - a block, or SAF, is a chain: `Σ (t + c)` of its kernels;
 /// - PAF's branches share the device: `max(Σ FLOPs / rate, Σ bytes / bandwidth, attention's Σ (t + c), the FFN's Σ (t + c))`, the first two
 ///   sums over the kernels of both, and then the join, `t + c`.
 ///
-/// Whatever order PAF's kernels are launched in, it cannot take less; nothing here says that it takes no more. No term is there for
-/// kernels that are too small to fill the device, tiles that do not fit their matrix, power limits, or branches that get in each
-/// other's way: the prediction never says that PAF loses.
+/// That is an estimate, not a strict bound: some of `c` may pass while the kernel before still has its `t`, and a bandwidth that was
+/// measured by a copy may be below that of reading alone. No term is there for kernels that are too small to fill the device, tiles that
+/// do not fit their matrix, power limits, or branches that get in each other's way: times are mostly longer, and the prediction never says
+/// that PAF loses.
 #[derive(Debug, Clone, Copy, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Predicted {
     /// The attention block alone.
@@ -85,25 +85,24 @@ pub(super) fn terms(device: &Description) -> Vec<String> {
     let c = device.kernel_us;
     vec![
         format!(
-            "a kernel: t = max(FLOPs / rate, bytes / bandwidth); one that waits for another begins c = {c:.2} µs after it, or later"
+            "a kernel: t = max(FLOPs / rate, bytes / bandwidth); a wait for another: c = {c:.2} µs, an empty kernel’s from its begin to the \
+             next one’s"
         ),
         "bytes here: weights, and matrices of activations that are larger than the L2 cache".into(),
         "a block, SAF: Σ (t + c) over its kernels".into(),
         "PAF: max(FLOPs of both branches / rate, bytes of both / bandwidth, Σ (t + c) of attention’s, Σ (t + c) of the FFN’s), then t + c \
-         of its join: branches that run at once share the device, and in whatever order, PAF takes no less"
+         of its join: branches that run at once share the device, in whatever order"
             .into(),
         "a device each: (A + F) / max(A, F) of the blocks’ times".into(),
         "not in it: kernels too small to fill the device, tiles that do not fit, power limits, branches in each other’s way"
             .into(),
+        "an estimate of the least times, no strict bound: some of c may pass within the t before it, and a bandwidth that a copy measured \
+         may be below that of reading alone"
+            .into(),
     ]
 }
 
-/// The least times of a layer in the parallel design of `config`, and in the serial one that goes with it, on `device`, with elements
-/// of `element_bytes`.
-pub fn predict(config: &LayerConfig, shape: &BatchShape, element_bytes: usize, device: &Description) -> Predicted {
-    of_layer(&Layer::new(config, shape, element_bytes), device)
-}
-
+/// Of a layer in the parallel design, and in the serial one that goes with it.
 pub(super) fn of_layer(layer: &Layer, device: &Description) -> Predicted {
     let flops_us = |kernel: &Kernel| kernel.flops / device.flops_per_s * 1e6;
     let bytes_us = |kernel: &Kernel| kernel.memory_bytes(device.l2_bytes) / device.bytes_per_s * 1e6;

@@ -11,6 +11,7 @@ use crate::measure::devices::Description;
 use crate::measure::report::{self, Checkpoint, Config, DeviceState, Run, Spread, Verified, shape_name};
 #[cfg(any(feature = "cuda", test))]
 use crate::measure::statistics::{Median, paired_ratio};
+use crate::measure::warnings;
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/complexity/1";
@@ -34,6 +35,10 @@ pub struct Report {
     pub config: Config,
     /// What was counted and how it was predicted and measured, in words.
     pub method: String,
+    /// Half width of the medians' intervals at which sampling stops, over the median; absent in older files and where nothing was measured,
+    /// too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub noise_target: Option<f64>,
     /// What the predictions are for.
     pub device: Description,
     /// `seq_len` from which on attention takes more FLOPs than the FFN; absent if it always does.
@@ -59,7 +64,7 @@ pub struct Case {
     pub attention: Block,
     /// The FFN block of SAF: its products, the gate if there is one, residual sum and norm.
     pub ffn: Block,
-    /// Times that the device's ceilings allow.
+    /// The least times that the device's ceilings allow, as estimated.
     pub predicted: Predicted,
     /// Times that were measured, if there was a device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -331,6 +336,16 @@ impl Report {
             ))
         };
         [Subject::TwoStream, Subject::Auto].into_iter().filter_map(of).collect()
+    }
+
+    /// What casts doubt on the times that were measured, a line each.
+    pub fn warnings(&self) -> Vec<String> {
+        let of_case = |case: &Case| {
+            let Some(Measured { state_before, state_after, rows, .. }) = &case.measured else { return Vec::new() };
+            let rows = rows.iter().map(|row| (row.subject.name().to_owned(), row.median_us));
+            warnings::of_case(&case.name(), [state_before.as_ref(), state_after.as_ref()], rows, self.noise_target)
+        };
+        self.cases.iter().flat_map(of_case).collect()
     }
 
     /// The tables for a terminal.

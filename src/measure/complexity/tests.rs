@@ -127,13 +127,14 @@ fn the_crossover_is_where_both_take_as_many_flops() {
 }
 
 #[test]
-fn predictions_are_bounds_that_belong_together() {
+fn predictions_belong_together() {
     for device in devices::names().map(|name| devices::known(name).unwrap()) {
         for name in MODELS {
             let layer = preset(name).unwrap().config.layer;
             let layer = layer.with_design(layer.design.parallel());
             for seq_len in [1, 64, 512, 8192] {
-                let of = predict(&layer, &BatchShape::new(2, seq_len).unwrap(), Dtype::BYTES, &device);
+                let shape = BatchShape::new(2, seq_len).unwrap();
+                let of = of_layer(&Layer::new(&layer, &shape, Dtype::BYTES), &device);
                 let what = format!("{name} 2 × {seq_len} on {}: {of:?}", device.name);
                 assert!((of.saf_us - of.attention_us - of.ffn_us).abs() <= 1e-9 * of.saf_us, "{what}");
                 assert!((1.0..=3.0).contains(&of.saf_over_paf), "{what}");
@@ -214,9 +215,20 @@ fn tables_say_what_is_predicted_and_what_was_measured() {
     assert_eq!(markdown.lines().filter(|line| line.starts_with("| 1 × ")).count(), 3 + 3 + 6);
     assert_eq!(markdown.lines().filter(|line| line.starts_with("- ")).count(), report.terms().len() + 2);
 
+    let mut noisy = report.clone();
+    let medians = noisy.cases.iter_mut().flat_map(|case| &mut case.measured.as_mut().unwrap().rows);
+    medians.for_each(|row| row.median_us.high = row.median_us.median);
+    assert_eq!((noisy.noise_target, noisy.warnings().len()), (None, 0));
+    noisy.noise_target = Some(0.005);
+    noisy.cases[1].measured.as_mut().unwrap().rows[4].median_us.high *= 1.1;
+    let warnings = noisy.warnings();
+    assert!(warnings.len() == 1 && warnings[0].starts_with("1 × 512: noise above ± 0.5 %: PAF auto ±"), "{warnings:?}");
+
     let mut predicted = report.clone();
     predicted.cases.iter_mut().for_each(|case| case.measured = None);
     assert!(!predicted.json().contains("measured\"") && predicted.errors().is_empty());
+    predicted.noise_target = Some(0.005);
+    assert_eq!(predicted.warnings(), [] as [String; 0]);
     for text in [predicted.markdown(), predicted.table()] {
         assert!(text.contains("redicted for NVIDIA H200") && !text.contains("easured on"), "{text}");
     }

@@ -9,12 +9,13 @@ use super::*;
 use crate::config::{BatchShape, Design, EncoderConfig, LayerConfig};
 use crate::error::{Error, Result};
 use crate::measure::compare::{Experiment, Peer, Subject, Way};
-use crate::measure::peer::stand_in;
 use crate::measure::speedup::{Engine, Mode};
 use crate::measure::timing::Effort;
 
 const HELLO: &str =
     r#"{"torch": "2.11", "cuda": "13.0", "cudnn": 91900, "triton": null, "transformers": null, "device": "a card"}"#;
+
+const LAYERS: &str = r#"{"layers": 2}"#;
 
 /// A row that is ready, off by `error` of at most 1.
 fn ready(design: &str, way: &str, mode: &str, error: f64) -> Value {
@@ -52,8 +53,8 @@ fn experiment() -> Experiment {
 }
 
 fn compare(script: &str) -> Result<Report> {
-    let folder = tempfile::tempdir().unwrap();
-    let mut peer = Peer::start(&stand_in(&folder, script), 0)?;
+    // A shell in Python's place.
+    let mut peer = Peer::start_script("sh", script, 0)?;
     experiment().run(&Engine::Cpu, Ok(&mut peer), |_, _, _| ())
 }
 
@@ -64,7 +65,7 @@ fn three() -> String {
 
 #[test]
 fn both_sides_are_sampled_in_the_same_rounds_and_compared() {
-    let report = compare(&answers(r#"{"layers": 2}"#, &three(), "echo '{\"us\": 1e9}'")).unwrap();
+    let report = compare(&answers(LAYERS, &three(), "echo '{\"us\": 1e9}'")).unwrap();
     assert_eq!((report.run.schema.as_str(), report.dtype.as_str()), (SCHEMA, "f32"));
     assert_eq!(report.peer.as_ref().unwrap().cudnn, Some(91900));
     let [stack] = &report.stacks[..] else { panic!("{} stacks", report.stacks.len()) };
@@ -82,7 +83,7 @@ fn both_sides_are_sampled_in_the_same_rounds_and_compared() {
         // 2 s over 1 s, whatever ours took.
         let cells = case.best_cells().unwrap();
         assert_eq!(cells[8], "2.000 ± 0.000");
-        assert!(cells[2].starts_with("2000000.000") && cells[2].ends_with("eager"), "{cells:?}");
+        assert!(cells[2].starts_with("2000000.000") && cells[2].ends_with("eager, graph"), "{cells:?}");
     }
     let missing = report.missing.iter().map(|missing| missing.way.as_str()).collect::<Vec<_>>();
     assert_eq!(missing, ["two-stream", "compile"]);
@@ -111,38 +112,87 @@ fn without_a_peer_the_reason_is_in_the_report() {
     assert_eq!([&cells[2], &cells[3], &cells[8]], [ABSENT; 3]);
     assert_ne!(cells[7], ABSENT);
     assert!(report.table().contains("paf-cuda serial"));
+    // Sampled as beside a peer; of which nothing is said.
+    assert!(report.method.contains("after a call of the same that is not timed"), "{}", report.method);
+    assert!(!report.method.contains("PyTorch"), "{}", report.method);
     assert!(report.markdown().contains("- PyTorch eager was not measured: the peer PyTorch failed: /no/such/python"));
 }
 
 #[test]
 fn what_is_wrong_is_not_timed() {
     let sample = "echo '{\"error\": \"it was sampled\"}'";
-    let refused = |layers: &str, shape: &str| match compare(&answers(layers, shape, sample)) {
+    let refused = |shape: &str| match compare(&answers(LAYERS, shape, sample)) {
         Err(error) => error.to_string(),
         Ok(_) => panic!("{shape} was measured"),
     };
-    let layers = r#"{"layers": 2}"#;
-    let wrong = refused(layers, r#"{"error": "Wrong: saf eager is off by 3.0"}"#);
-    assert!(wrong.contains("saf eager is off by 3.0"), "{wrong}");
+    let wrong = refused(r#"{"wrong": "saf eager is off by 3.0"}"#);
+    assert!(wrong.contains("verification failed: saf eager is off by 3.0"), "{wrong}");
     // Also where the peer does not notice.
-    let wrong = refused(layers, &prepared(&[ready("saf", "eager", "graph", 1.5)]));
+    let wrong = refused(&prepared(&[ready("saf", "eager", "graph", 1.5)]));
     assert!(wrong.contains("verification failed") && wrong.contains("1.5"), "{wrong}");
-    let nobody = refused(layers, &prepared(&[json!({"design": "saf", "way": "x", "mode": "y", "verified": []})]));
+    let nobody = refused(&prepared(&[json!({"design": "saf", "way": "x", "mode": "y", "verified": []})]));
     assert!(nobody.contains("verification failed"), "{nobody}");
-    let other = refused(layers, &prepared(&[ready("moe", "eager", "graph", 0.5)]));
+}
+
+/// The reason for which nothing of the peer is in a report that has all of ours.
+fn lost(layers: &str, shape: &str, sample: &str) -> String {
+    let report = compare(&answers(layers, shape, sample)).unwrap();
+    let cases = &report.stacks[0].cases;
+    assert_eq!(cases.len(), 2);
+    for Case { ours, peers, .. } in cases {
+        assert!(peers.is_empty() && ours.variants.iter().all(|variant| variant.samples_us.len() == 6));
+    }
+    let missing = report.missing.iter().find(|missing| missing.way == "eager").unwrap();
+    assert_eq!(missing.from.as_deref(), Some("custom dimensions 1 × 8"));
+    missing.why.clone()
+}
+
+#[test]
+fn a_peer_that_fails_leaves_ours_with_the_reason() {
+    let sampled = |sample: &str| lost(LAYERS, &three(), sample);
+    assert!(sampled("echo '{\"us\": 0}'").contains("a call took 0"));
+    assert!(sampled("echo '{\"us\": -1.5}'").contains("a call took -1.5"));
+    assert!(sampled("echo '{\"ms\": 1}'").contains("{\\\"ms\\\": 1}"));
+    assert!(sampled("echo 'CUDA error: out of memory' >&2; exit 1").contains("CUDA error: out of memory"));
+    assert!(sampled("exit").contains("without a word"));
+    let other = lost(LAYERS, &prepared(&[ready("moe", "eager", "graph", 0.5)]), "exit");
     assert!(other.contains("\"moe\""), "{other}");
-    let fewer = refused(r#"{"layers": 1}"#, &three());
+    let failed = lost(LAYERS, r#"{"error": "OutOfMemoryError: no room"}"#, "exit");
+    assert!(failed.contains("no room"), "{failed}");
+    let fewer = lost(r#"{"layers": 1}"#, &three(), "exit");
     assert!(fewer.contains("1 layers, not 2"), "{fewer}");
 }
 
 #[test]
-fn times_that_cannot_be_and_a_peer_that_ends_are_errors() {
-    let failure = |sample: &str| compare(&answers(r#"{"layers": 2}"#, &three(), sample)).unwrap_err().to_string();
-    assert!(failure("echo '{\"us\": 0}'").contains("a call took 0"));
-    assert!(failure("echo '{\"us\": -1.5}'").contains("a call took -1.5"));
-    assert!(failure("echo '{\"ms\": 1}'").contains("{\\\"ms\\\": 1}"));
-    assert!(failure("echo 'CUDA error: out of memory' >&2; exit 1").contains("CUDA error: out of memory"));
-    assert!(failure("exit").contains("without a word"));
+fn what_was_measured_before_the_peer_failed_stays() {
+    // Two rounds into the second of the two shapes: three a round, 18 on the first.
+    let sample = "n=$((n+1)); [ $n -le 24 ] && echo '{\"us\": 1e9}' || { echo 'Bus error' >&2; exit; }";
+    let script = answers(LAYERS, &three(), sample).replace("*'\"sample\":0'*) echo '{\"us\": 2e9}';;\n", "");
+    let report = compare(&script).unwrap();
+    let [first, second] = &report.stacks[0].cases[..] else { panic!("{} cases", report.stacks[0].cases.len()) };
+    assert_eq!((first.peers.len(), second.peers.len()), (3, 0));
+    assert!(first.peers.iter().all(|row| row.samples_us == [1e9; 6]));
+    assert!(second.ours.variants.iter().all(|variant| variant.samples_us.len() == 6));
+    let line = "PyTorch eager was not measured from custom dimensions 2 × 5 on: the peer PyTorch failed: Bus error";
+    assert!(report.notes().iter().any(|note| note == line), "{:?}", report.notes());
+    assert!(report.method.contains("PyTorch runs"), "{}", report.method);
+}
+
+#[test]
+fn noisy_rows_of_both_sides_are_named() {
+    let mut report = compare(&answers(LAYERS, &three(), "echo '{\"us\": 1e9}'")).unwrap();
+    assert_eq!((report.noise_target, report.warnings().len()), (None, 0));
+    report.noise_target = Some(0.005);
+    let case = &mut report.stacks[0].cases[0];
+    let wide = Spread { median: 100.0, low: 90.0, high: 110.0, confidence: 0.96 };
+    let narrow = Spread { low: 100.0, high: 100.0, ..wide };
+    case.ours.variants.iter_mut().for_each(|variant| variant.median_us = narrow);
+    case.ours.variants[1].median_us = wide;
+    case.peers[2].median_us = wide;
+    report.stacks[0].cases.truncate(1);
+    let name = report.stacks[0].cases[0].ours.variants[1].name();
+    let rows = format!("{name} ± 10.0 %, PyTorch paf-pre eager (launches) ± 10.0 %");
+    assert_eq!(report.warnings(), [format!("custom dimensions 1 × 8: noise above ± 0.5 %: {rows}")]);
 }
 
 #[test]
