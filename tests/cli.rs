@@ -315,6 +315,14 @@ fn a_timeline_is_summed_up_again() {
     ] {
         assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
     }
+    // A folder of timelines alone has a page.
+    let alone = folder.path().join("alone");
+    std::fs::create_dir(&alone).unwrap();
+    std::fs::copy(&trace, alone.join("t.json")).unwrap();
+    let output = paf(&["report", alone.to_str().unwrap(), "--html", "-"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let page = text(&output.stdout);
+    assert!(page.contains("time together: ") && page.contains("Method of t.json"), "{page}");
     file["traceEvents"] = 1.into();
     std::fs::write(&trace, file.to_string()).unwrap();
     refuses(&["report", trace.to_str().unwrap()], 1, &["t.json", "traceEvents"]);
