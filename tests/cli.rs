@@ -299,7 +299,7 @@ fn a_timeline_is_summed_up_again() {
         "assigned_by": "names", "forward_us": {"median": 20.0, "low": 19.0, "high": 22.0, "confidence": 0.95},
         "summary": {
             "span_us": 24.0, "busy_us": 18.0, "idle_share": 0.25, "attention_us": 4.0, "ffn_us": 12.0, "together_us": 3.0,
-            "overlap_fraction": 0.75, "totals": [{"part": "wide-first", "kernel": "gemm", "count": 2, "total_us": 9.0}],
+            "together_share": 0.75, "totals": [{"part": "wide-first", "kernel": "gemm", "count": 2, "total_us": 9.0}],
         },
     });
     std::fs::write(&trace, file.to_string()).unwrap();
@@ -315,6 +315,14 @@ fn a_timeline_is_summed_up_again() {
     ] {
         assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
     }
+    // A folder of timelines alone has a page.
+    let alone = folder.path().join("alone");
+    std::fs::create_dir(&alone).unwrap();
+    std::fs::copy(&trace, alone.join("t.json")).unwrap();
+    let output = paf(&["report", alone.to_str().unwrap(), "--html", "-"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let page = text(&output.stdout);
+    assert!(page.contains("time together: ") && page.contains("Method of t.json"), "{page}");
     file["traceEvents"] = 1.into();
     std::fs::write(&trace, file.to_string()).unwrap();
     refuses(&["report", trace.to_str().unwrap()], 1, &["t.json", "traceEvents"]);

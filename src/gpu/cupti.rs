@@ -41,6 +41,20 @@ pub struct Record {
     pub shared_bytes: u32,
 }
 
+/// Where the library is: a file or a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place(PathBuf);
+
+impl Place {
+    /// A file, or a folder that has one of the library's names in it.
+    ///
+    /// # Safety
+    /// It is NVIDIA's library, or none: loading a library runs what is in it, and calls what it has under CUPTI's names.
+    pub unsafe fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+}
+
 /// The library.
 #[derive(Debug, Clone)]
 pub struct Cupti {
@@ -72,7 +86,7 @@ struct Functions {
 const KERNELS: Kind = CUpti_ActivityKind::CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL as Kind;
 /// Also buffers that are not full.
 const FLUSH_FORCED: u32 = 1;
-/// That of CUDA 12.0, from which on records begin as [`CUpti_ActivityKernel9`] does.
+/// That of CUDA 11.8 to 12.1, from which on records begin as [`CUpti_ActivityKernel9`] does, as far as they are read.
 const OLDEST_VERSION: u32 = 18;
 const NAMES: [&str; 3] = ["libcupti.so", "libcupti.so.13", "libcupti.so.12"];
 const BUFFER: Layout = match Layout::from_size_align(1 << 20, 8) {
@@ -103,24 +117,30 @@ fn places(named: Option<&Path>, variable: impl Fn(&str) -> Option<OsString>) -> 
 }
 
 impl Functions {
-    fn load(path: &Path) -> Result<Self, String> {
+    /// # Safety
+    /// As for [`Place::new`].
+    unsafe fn load(path: &Path) -> Result<Self, String> {
         // Of the two, the cause says which file, and what is wrong with it.
         let text =
             |error: libloading::Error| error.source().map_or_else(|| error.to_string(), |cause| cause.to_string());
-        // SAFETY: what NVIDIA's library does when it is loaded; a file that is something else is the caller's, who named it.
+        // SAFETY: the caller's promise: it does what NVIDIA's library does when it is loaded.
         let library = unsafe { Library::new(path) }.map_err(text)?;
-        // SAFETY: the type is that of CUPTI's documentation.
+        /// # Safety
+        /// `T` is the function's type.
         unsafe fn symbol<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
-            // SAFETY: as above, passed on.
+            // SAFETY: the caller's promise, passed on.
             unsafe { library.get(name.as_bytes()) }.map(|symbol| *symbol).map_err(|error| error.to_string())
         }
         // SAFETY: types as documented, with enums as the integers that they are; one u32 is written.
         unsafe {
             let get_version: unsafe extern "C" fn(*mut u32) -> Status = symbol(&library, "cuptiGetVersion")?;
             let mut version = 0;
-            get_version(&mut version);
+            let status = get_version(&mut version);
+            if status != 0 {
+                return Err(format!("cuptiGetVersion gives status {status}"));
+            }
             if version < OLDEST_VERSION {
-                return Err(format!("version {version}, {OLDEST_VERSION} (CUDA 12.0) or newer is needed"));
+                return Err(format!("version {version}, {OLDEST_VERSION} (CUDA 11.8) or newer is needed"));
             }
             Ok(Self {
                 path: path.to_owned(),
@@ -157,13 +177,14 @@ impl Cupti {
     ///
     /// # Errors
     /// [`Error::Unsupported`] if there is none of CUDA 12 or newer, with the places.
-    pub fn load(named: Option<&Path>) -> Result<Self> {
+    pub fn load(named: Option<&Place>) -> Result<Self> {
         if let Some(functions) = LOADED.get() {
             return Ok(Self { functions });
         }
         let mut failures = Vec::new();
-        for place in places(named, |name| std::env::var_os(name)) {
-            match Functions::load(&place) {
+        for place in places(named.map(|Place(path)| path.as_path()), |name| std::env::var_os(name)) {
+            // SAFETY: what is named is promised to be the library; elsewhere that is what lies under its names in CUDA's folders.
+            match unsafe { Functions::load(&place) } {
                 Ok(functions) => return Ok(Self { functions: LOADED.get_or_init(|| functions) }),
                 Err(text) => failures.push(format!("{}: {text}", place.display())),
             }
@@ -189,6 +210,10 @@ impl Cupti {
         let functions = self.functions;
         // SAFETY: both functions do as CUPTI asks of them.
         functions.check("registering with CUPTI", unsafe { (functions.register)(requested, completed) })?;
+        // What ran on when an earlier session ended is none of this one's.
+        // SAFETY: takes a number.
+        functions.check("clearing a trace", unsafe { (functions.flush_all)(FLUSH_FORCED) })?;
+        lock(&RECORDS).clear();
         // SAFETY: takes a number.
         functions.check("beginning to trace", unsafe { (functions.enable)(KERNELS) })?;
         Ok(Session { functions, _alone: guard })
@@ -319,9 +344,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("libcupti.so");
         std::fs::write(&path, "not a library").unwrap();
-        let error = Functions::load(&path).err().unwrap();
+        // SAFETY: these are no libraries.
+        let load = |path: &Path| unsafe { Functions::load(path) };
+        let error = load(&path).err().unwrap();
         assert!(error.contains("libcupti.so"), "{error}");
-        let missing = Functions::load(&folder.path().join("libcupti.so.13")).err().unwrap();
+        let missing = load(&folder.path().join("libcupti.so.13")).err().unwrap();
         assert!(missing.contains("libcupti.so.13"), "{missing}");
     }
 

@@ -1,5 +1,5 @@
-//! What forward calls launch, kernel by kernel, for whoever wants to see it. Where nobody does, a launch costs a look at a flag of its
-//! thread more.
+//! What forward calls launch, kernel by kernel, for whoever wants to see it. Where nobody does, a kernel costs two looks at a flag of
+//! its thread more: one for what it is to do, one at its launch.
 
 use std::cell::RefCell;
 
@@ -84,6 +84,7 @@ struct Observer {
     events: Option<Vec<[Event; 2]>>,
     streams: Vec<(usize, &'static str)>,
     layer: usize,
+    /// What the next kernel does, until it is launched.
     part: Option<(Part, String)>,
 }
 
@@ -91,27 +92,34 @@ thread_local! {
     static OBSERVER: RefCell<Option<Observer>> = const { RefCell::new(None) };
 }
 
-/// Ends the observation, however the observed call ends.
-struct Observed;
+/// Ends the observation, however the observed call ends: what was observed around it goes on.
+struct Observed {
+    around: Option<Observer>,
+}
 
 impl Observed {
     fn begin(observer: Observer) -> Self {
-        OBSERVER.set(Some(observer));
-        Self
+        Self { around: replace(Some(observer)) }
     }
 
     fn take(&self) -> Observer {
-        OBSERVER.take().unwrap_or_default()
+        replace(None).unwrap_or_default()
     }
 }
 
 impl Drop for Observed {
     fn drop(&mut self) {
-        OBSERVER.set(None);
+        replace(self.around.take());
     }
 }
 
-/// What `call` launches from this thread on, in the order of the launches: a forward call, or the capture of one.
+/// The observer until now. Where the thread ends, and there is no place for one any more, nobody observes.
+fn replace(observer: Option<Observer>) -> Option<Observer> {
+    OBSERVER.try_with(|place| place.replace(observer)).ok().flatten()
+}
+
+/// What `call` launches from this thread on, in the order of the launches: a forward call, or the capture of one. Of observations
+/// within each other the innermost one sees it.
 ///
 /// # Errors
 /// What `call` gives.
@@ -161,8 +169,7 @@ pub(super) fn launching(
     kernel: impl FnOnce() -> Kernel,
     launch: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
-    let timed = OBSERVER.with_borrow(|observer| observer.as_ref().map(|observer| observer.events.is_some()));
-    let Some(timed) = timed else { return launch() };
+    let Some(timed) = with(|observer| observer.events.is_some()) else { return launch() };
     let event = || {
         let event = Event::new_timing(stream.device())?;
         event.record(stream)?;
@@ -172,7 +179,7 @@ pub(super) fn launching(
     launch()?;
     let last = timed.then(event).transpose()?;
     with(|observer| {
-        let Some((part, shape)) = observer.part.clone() else { return };
+        let Some((part, shape)) = observer.part.take() else { return };
         let own = observer.streams.iter().find(|(raw, _)| *raw == stream.raw().addr());
         let name = own.map_or("caller", |(_, name)| name);
         observer.launches.push(Launch { kernel: kernel(), layer: observer.layer, part, shape, stream: name });
@@ -183,8 +190,9 @@ pub(super) fn launching(
     Ok(())
 }
 
-fn with(note: impl FnOnce(&mut Observer)) {
-    OBSERVER.with_borrow_mut(|observer| observer.as_mut().map(note));
+/// `None` if nobody observes.
+fn with<T>(note: impl FnOnce(&mut Observer) -> T) -> Option<T> {
+    OBSERVER.try_with(|observer| observer.borrow_mut().as_mut().map(note)).ok().flatten()
 }
 
 #[cfg(test)]
@@ -201,5 +209,42 @@ mod tests {
         assert!(failed.is_err() && !is_on());
         // Where nobody looks, nobody is asked for a shape.
         next(Part::Join, || unreachable!());
+    }
+
+    #[test]
+    fn an_observation_around_another_goes_on() {
+        let ((), seen) = launches(|| {
+            layer(3);
+            let failed = launches(|| -> Result<()> { Err(Error::NoDriver) });
+            assert!(failed.is_err());
+            launches(|| Ok(layer(5)))?;
+            assert_eq!(with(|observer| observer.layer), Some(3));
+            Ok(())
+        })
+        .unwrap();
+        assert!(seen.is_empty() && with(|_| ()).is_none());
+    }
+
+    #[test]
+    fn a_thread_that_ends_is_not_observed() {
+        struct AtTheEnd(std::sync::mpsc::Sender<bool>);
+        impl Drop for AtTheEnd {
+            fn drop(&mut self) {
+                let observer = Observed::begin(Observer::default());
+                next(Part::Join, || unreachable!());
+                self.0.send(with(|_| ()).is_none() && observer.take().launches.is_empty()).unwrap();
+            }
+        }
+        thread_local!(static LAST: RefCell<Option<AtTheEnd>> = const { RefCell::new(None) });
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // The one that is used first goes last.
+        std::thread::spawn(move || {
+            LAST.set(Some(AtTheEnd(sender)));
+            with(|_| ());
+            let _ = launches(|| Ok(()));
+        })
+        .join()
+        .unwrap();
+        assert_eq!(receiver.recv(), Ok(true));
     }
 }

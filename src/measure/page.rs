@@ -66,9 +66,9 @@ const TITLE: &str = "Parallel attention and FFN beside serial: what was measured
 /// The page.
 ///
 /// # Errors
-/// [`Error::Mismatch`] if no file holds results.
+/// [`Error::Mismatch`] if no file holds results or a timeline.
 pub fn html(files: &[File]) -> Result<String> {
-    if !files.iter().any(|file| matches!(file.content, Content::Results(_))) {
+    if files.iter().all(|file| matches!(file.content, Content::Other(_))) {
         return Err(Error::Mismatch {
             operation: "report",
             what: "number of result files",

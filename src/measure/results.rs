@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::report::{self, Run};
-use super::{attention, compare, complexity, gemm, norm, peak, plan};
+use super::{attention, compare, complexity, gemm, norm, peak, plan, trace};
 
 /// What a file holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,26 +31,38 @@ pub enum Results {
 #[derive(Debug, thiserror::Error)]
 pub enum Unreadable {
     /// It is not JSON, has no schema, or not what its schema says.
-    #[error(
-        "is no result of `paf speedup`, `paf compare`, `paf plan`, `paf complexity`, `paf kernels` or `paf peak`: {0}"
-    )]
+    #[error("is no result of {writers}: {0}", writers = commands("or"))]
     Json(#[from] serde_json::Error),
     /// It is of another version, or from elsewhere.
-    #[error("has schema {0:?}, this build reads {SCHEMAS:?}")]
+    #[error("has schema {0:?}, this build reads {read:?}", read = readable())]
     Schema(String),
 }
 
-/// The schemas that [`Results::parse`] reads.
-pub const SCHEMAS: [&str; 8] = [
-    report::SCHEMA,
-    compare::SCHEMA,
-    plan::SCHEMA,
-    complexity::SCHEMA,
-    gemm::SCHEMA,
-    attention::SCHEMA,
-    norm::SCHEMA,
-    peak::SCHEMA,
+/// The schemas of result files, each with the command that writes such files with `--json`. Of a timeline there is
+/// [`trace::Trace`]; the others are what [`Results::parse`] reads.
+pub const SCHEMAS: [(&str, &str); 9] = [
+    (report::SCHEMA, "paf speedup"),
+    (compare::SCHEMA, "paf compare"),
+    (plan::SCHEMA, "paf plan"),
+    (complexity::SCHEMA, "paf complexity"),
+    (trace::SCHEMA, "paf trace"),
+    (gemm::SCHEMA, "paf kernels gemm"),
+    (attention::SCHEMA, "paf kernels attention"),
+    (norm::SCHEMA, "paf kernels norm"),
+    (peak::SCHEMA, "paf peak"),
 ];
+
+/// Those that [`Results::parse`] reads.
+fn readable() -> Vec<&'static str> {
+    SCHEMAS.into_iter().map(|(schema, _)| schema).filter(|schema| *schema != trace::SCHEMA).collect()
+}
+
+/// The commands that write them, in words: `paf speedup`, `paf compare` and so on, with `and` or `or` before the last one.
+pub fn commands(conjunction: &str) -> String {
+    let names = SCHEMAS.map(|(_, command)| format!("`{command}`"));
+    let (last, others) = names.split_last().expect("there are schemas");
+    format!("{} {conjunction} {last}", others.join(", "))
+}
 
 /// The schema that a result file's text states.
 ///
@@ -128,5 +140,31 @@ impl Results {
             Self::Norm(report) => report.markdown(),
             Self::Peak(report) => report.markdown(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_that_a_command_writes_has_its_schema() {
+        let mut documents: Vec<_> = super::super::schema::documents().iter().map(|document| document.schema).collect();
+        let mut schemas = SCHEMAS.map(|(schema, _)| schema);
+        documents.sort_unstable();
+        schemas.sort_unstable();
+        assert_eq!(documents, schemas);
+    }
+
+    #[test]
+    fn every_schema_but_a_timelines_is_read() {
+        for (schema, command) in SCHEMAS {
+            let error = Results::parse(&format!("{{\"schema\": {schema:?}}}")).unwrap_err();
+            assert_eq!(matches!(error, Unreadable::Schema(_)), schema == trace::SCHEMA, "{error}");
+            assert!(Results::parse("").unwrap_err().to_string().contains(&format!("`{command}`")));
+        }
+        let error = Results::parse("{\"schema\": \"other/1\"}").unwrap_err().to_string();
+        assert!(error.contains(peak::SCHEMA) && !error.contains(trace::SCHEMA), "{error}");
+        assert!(commands("and").ends_with("`paf kernels norm` and `paf peak`"));
     }
 }

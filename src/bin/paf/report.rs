@@ -70,11 +70,8 @@ fn folder(path: &Path) -> Result<Vec<File>> {
         }
         files.push(file);
     }
-    if !files.iter().any(|file| matches!(file.content, Content::Results(_))) {
-        bail!(
-            "{} has no result files, which `paf speedup`, `paf plan`, `paf complexity` and `paf kernels` write with --json FILE.json",
-            path.display()
-        );
+    if files.iter().all(|file| matches!(file.content, Content::Other(_))) {
+        bail!("{} has no result files, which {} write with --json FILE.json", path.display(), results::commands("and"));
     }
     Ok(files)
 }

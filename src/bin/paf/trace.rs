@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use paf_cuda::gpu::cupti::Place;
 use paf_cuda::measure::report::shape_name;
 use paf_cuda::measure::speedup::{Choice, Mode, Step};
 use paf_cuda::measure::trace::{Experiment, Source};
@@ -76,8 +77,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Step::Plan => bar.set_message(format!("planning {shape}")),
         Step::Verify => bar.set_message(format!("verifying {shape}")),
         Step::Round(_) => bar.set_message(format!("measuring {shape}")),
-    })?;
+    });
     bar.finish_and_clear();
+    let trace = trace?;
     let notes: String = trace.notes().iter().map(|line| format!("{line}\n")).collect();
     write_result(sink, &format!("{}\n{notes}", trace.table()), &trace.json())
 }
@@ -101,6 +103,8 @@ fn experiment(arguments: &Arguments) -> Result<Experiment> {
         }
     };
     let cupti = arguments.cupti.clone().or_else(|| std::env::var_os("PAF_CUPTI").map(PathBuf::from));
+    // SAFETY: who names a file has it loaded as CUPTI, as with any library that a program is told to load.
+    let cupti = cupti.map(|path| unsafe { Place::new(path) });
     Ok(Experiment {
         model: model.name,
         config,

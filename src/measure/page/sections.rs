@@ -7,7 +7,7 @@ use super::write::{Escaped, details, list, markdown, table};
 use super::{Content, File, Trace};
 use crate::measure::report::{self, Machine, Report, Run, Variant, shape_name};
 use crate::measure::results::Results;
-use crate::measure::{complexity, plot};
+use crate::measure::{complexity, plot, trace};
 
 /// A part of the page with a heading.
 pub(super) struct Section {
@@ -26,10 +26,31 @@ fn results(files: &[File]) -> impl Iterator<Item = Named<'_>> {
     })
 }
 
-fn traces(files: &[File]) -> impl Iterator<Item = (&str, &Trace)> {
+/// A timeline's drawing, and what `paf trace` says of it.
+type Timeline<'a> = (&'a str, &'a Trace, Option<&'a trace::Trace>);
+
+fn traces(files: &[File]) -> impl Iterator<Item = Timeline<'_>> {
     files.iter().filter_map(|file| match &file.content {
-        Content::Trace(trace, _) => Some((file.name.as_str(), trace)),
+        Content::Trace(drawn, whole) => Some((file.name.as_str(), drawn, whole.as_deref())),
         _ => None,
+    })
+}
+
+/// When, by what build and on what machine each file was made: results, and timelines that say it.
+fn runs(files: &[File]) -> impl Iterator<Item = (&str, &Run)> {
+    files.iter().filter_map(|file| match &file.content {
+        Content::Results(results) => Some((file.name.as_str(), results.run())),
+        Content::Trace(_, Some(trace)) => Some((file.name.as_str(), &trace.run)),
+        Content::Trace(_, None) | Content::Other(_) => None,
+    })
+}
+
+/// How what a file says was measured.
+fn methods(files: &[File]) -> impl Iterator<Item = (&str, &str)> {
+    files.iter().filter_map(|file| match &file.content {
+        Content::Results(results) => Some((file.name.as_str(), results.method())),
+        Content::Trace(_, Some(trace)) => Some((file.name.as_str(), trace.about.source.as_str())),
+        Content::Trace(_, None) | Content::Other(_) => None,
     })
 }
 
@@ -43,14 +64,14 @@ fn speedups(files: &[File]) -> impl Iterator<Item = (&str, &Report)> {
 /// Every section that has something to say.
 pub(super) fn all(files: &[File]) -> Vec<Section> {
     let of = |id, title, body| Section { id, title, body };
-    let kernels = |results: &Results| matches!(results, Results::Gemm(_) | Results::Attention(_) | Results::Norm(_));
     let sections = vec![
         of("speedup", "Speedup of PAF over SAF", speedup(files)),
         of("losses", "Where PAF does not win", losses(files)),
         of("complexity", "Predicted beside measured", predicted(files)),
         of("timelines", "Timelines", timelines(files)),
-        of("kernels", "Kernels beside their peers", tables(files, kernels)),
-        of("plans", "What the planner chose", tables(files, |results| matches!(results, Results::Plan(_)))),
+        of("layers", "Layers beside PyTorch", tables(files, "layers")),
+        of("kernels", "Kernels beside their peers", tables(files, "kernels")),
+        of("plans", "What the planner chose", tables(files, "plans")),
         of("machines", "Machines", machines(files)),
         of("files", "Files and methods", sources(files)),
     ];
@@ -59,22 +80,27 @@ pub(super) fn all(files: &[File]) -> Vec<Section> {
 
 /// The page in a sentence.
 pub(super) fn summary(files: &[File]) -> String {
-    let measured = results(files).filter(|(_, results)| match results {
-        Results::Complexity(report) => report.is_measured(),
-        _ => true,
+    let measured = files.iter().filter_map(|file| match &file.content {
+        Content::Results(results) => match &**results {
+            Results::Complexity(report) if !report.is_measured() => None,
+            results => Some(results.run()),
+        },
+        Content::Trace(_, whole) => whole.as_ref().map(|trace| &trace.run),
+        Content::Other(_) => None,
     });
-    let mut devices: Vec<&str> = measured.map(|(_, results)| device(&results.run().machine)).collect();
+    let mut devices: Vec<&str> = measured.map(|run| device(&run.machine)).collect();
     devices.sort_unstable();
     devices.dedup();
     let on = if devices.is_empty() { String::new() } else { format!(", measured on {}", devices.join(", ")) };
-    let days: Vec<String> = results(files).map(|(_, results)| date(results.run())).collect();
-    let (first, last) =
-        (days.iter().min().cloned().unwrap_or_default(), days.iter().max().cloned().unwrap_or_default());
-    let when = if first == last { first } else { format!("{first} to {last}") };
+    let days: Vec<String> = runs(files).map(|(_, run)| date(run)).collect();
+    let when = match (days.iter().min(), days.iter().max()) {
+        (Some(first), Some(last)) if first != last => format!(", {first} to {last}"),
+        (first, _) => first.map_or_else(String::new, |day| format!(", {day}")),
+    };
     format!(
-        "From {} result files, {when}{on}. In the parallel design (PAF) attention and FFN of a layer run at once; in the serial one \
+        "From {} result files{when}{on}. In the parallel design (PAF) attention and FFN of a layer run at once; in the serial one \
          (SAF) the FFN waits for attention. Ratios are SAF’s time over PAF’s: above 1 PAF is faster.",
-        results(files).count()
+        results(files).count() + traces(files).count()
     )
 }
 
@@ -287,26 +313,38 @@ fn complexity_caption(report: &complexity::Report) -> String {
 
 fn timelines(files: &[File]) -> String {
     let mut html = String::new();
-    for (name, trace) in traces(files) {
+    for (name, drawn, whole) in traces(files) {
         html += &format!("<h3>{}</h3>\n", Escaped(name));
-        html += &figure(&trace.svg(), &format!("Timeline: {name}"), &format!("{name}: {}.", trace.summary()));
-        if let Some(svg) = trace.beginning() {
+        html += &figure(&drawn.svg(), &format!("Timeline: {name}"), &format!("{name}: {}.", drawn.summary()));
+        if let Some(svg) = drawn.beginning() {
             html += &figure(&svg, &format!("Beginning of the timeline: {name}"), "Its beginning, larger.");
+        }
+        if let Some(whole) = whole {
+            html += &markdown(&whole.markdown(), &format!("{name}: time of each kernel"));
         }
     }
     html
 }
 
-/// The tables of some files.
-fn tables(files: &[File], wanted: impl Fn(&Results) -> bool) -> String {
+/// The section that has the tables of these results as they are, what they are of, and what the numbers are; `None` if the results have
+/// a section of their own.
+fn place(results: &Results) -> Option<(&'static str, &'static str, &'static str)> {
+    Some(match results {
+        Results::Speedup(_) | Results::Complexity(_) => return None,
+        Results::Compare(_) => ("layers", "SAF and PAF", "time of PyTorch over ours, and of each row over our best"),
+        Results::Peak(_) => ("kernels", "Measured peak", "time and rate of the large product"),
+        Results::Gemm(_) => ("kernels", "GEMM beside cuBLASLt", "time of cuBLASLt over ours"),
+        Results::Attention(_) => ("kernels", "Attention beside PyTorch", "time of PyTorch’s back ends over ours"),
+        Results::Norm(_) => ("kernels", "The join beside a copy", "rate over that of a device-to-device copy"),
+        Results::Plan(_) => ("plans", "Schedules", "time of each schedule, and of the choice"),
+    })
+}
+
+/// The tables of the files that have their place in a section.
+fn tables(files: &[File], section: &str) -> String {
     let mut html = String::new();
-    for (name, results) in results(files).filter(|(_, results)| wanted(results)) {
-        let (what, of) = match results {
-            Results::Gemm(_) => ("GEMM beside cuBLASLt", "time of cuBLASLt over ours"),
-            Results::Attention(_) => ("Attention beside PyTorch", "time of PyTorch’s back ends over ours"),
-            Results::Norm(_) => ("The join beside a copy", "rate over that of a device-to-device copy"),
-            _ => ("Schedules", "time of each schedule, and of the choice"),
-        };
+    for (name, results) in results(files) {
+        let Some((_, what, of)) = place(results).filter(|(own, ..)| *own == section) else { continue };
         html += &format!("<h3>{}</h3>\n", Escaped(&format!("{what}, {}", device(&results.run().machine))));
         html += &markdown(&results.markdown(), &format!("{name}: {of}"));
     }
@@ -315,11 +353,13 @@ fn tables(files: &[File], wanted: impl Fn(&Results) -> bool) -> String {
 
 fn machines(files: &[File]) -> String {
     let mut machines: Vec<&Machine> = Vec::new();
-    for (_, results) in results(files) {
-        let machine = &results.run().machine;
+    for (_, Run { machine, .. }) in runs(files) {
         if !machines.contains(&machine) {
             machines.push(machine);
         }
+    }
+    if machines.is_empty() {
+        return String::new();
     }
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "–".to_owned());
     let rows = machines.into_iter().map(|machine| {
@@ -337,20 +377,26 @@ fn machines(files: &[File]) -> String {
 
 /// Every file with its build and date, how it was measured, and what is not shown.
 fn sources(files: &[File]) -> String {
-    let rows = results(files).map(|(name, results)| {
-        let run = results.run();
+    let rows = runs(files).map(|(name, run)| {
         let revision = run.git_revision.clone().unwrap_or_else(|| "not known".to_owned());
         [name.to_owned(), run.schema.clone(), date(run), run.version.clone(), revision]
     });
+    // Timelines of other programs say nothing of it.
+    let others = traces(files).filter(|(_, _, whole)| whole.is_none());
+    let others = others.map(|(name, ..)| {
+        let unknown = "–".to_owned();
+        [name.to_owned(), "a timeline".to_owned(), unknown.clone(), unknown.clone(), unknown]
+    });
+    let rows = rows.chain(others);
     let mut html = table("Result files", ["file", "schema", "date (UTC)", "version", "git revision"], rows);
-    let mut methods: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (name, results) in results(files) {
-        match methods.iter_mut().find(|(method, _)| *method == results.method()) {
+    let mut by_method: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, method) in methods(files) {
+        match by_method.iter_mut().find(|(other, _)| *other == method) {
             Some((_, names)) => names.push(name),
-            None => methods.push((results.method(), vec![name])),
+            None => by_method.push((method, vec![name])),
         }
     }
-    for (method, names) in methods {
+    for (method, names) in by_method {
         html += &details(&format!("Method of {}", names.join(", ")), &format!("<p>{}</p>\n", Escaped(method)));
     }
     let other = files.iter().filter_map(|file| match &file.content {

@@ -1,6 +1,9 @@
 use std::path::Path;
 
 use super::*;
+use crate::measure::kernels::Row;
+use crate::measure::report::{Case, Report, Run, Spread};
+use crate::measure::{compare, peak};
 
 const HOSTILE: &str = "<script>alert(1)</script>\" onload='x' & ]]> | \u{0}";
 
@@ -14,6 +17,70 @@ fn committed() -> Vec<File> {
     paths.iter().map(|path| File::read(name(path), &std::fs::read_to_string(path).unwrap())).collect()
 }
 
+/// The folder's, and of what it has no file of: a comparison of the shapes of one of them, a peak and a timeline.
+fn one_of_each() -> Vec<File> {
+    let mut files = committed();
+    let speedup = files.iter().find_map(|file| match &file.content {
+        Content::Results(results) => match &**results {
+            Results::Speedup(report) => Some(report.clone()),
+            _ => None,
+        },
+        _ => None,
+    });
+    let compare = compared(speedup.unwrap()).json();
+    let others = [("compare", compare), ("peak", peaked().json()), ("trace", trace::example().json())];
+    files.extend(others.map(|(name, text)| File::read(format!("made-up-{name}.json"), &text)));
+    files
+}
+
+fn compared(report: Report) -> compare::Report {
+    let case = |ours: Case| {
+        let saf = ours.variants.iter().find(|variant| variant.design.starts_with("saf")).unwrap().clone();
+        let row = compare::PeerRow {
+            by: "PyTorch".into(),
+            design: saf.design,
+            way: "eager".into(),
+            mode: "graph".into(),
+            verified: vec![],
+            samples_us: saf.samples_us.iter().map(|us| us * 1.5).collect(),
+            median_us: saf.median_us,
+            over_ours: Spread { median: 1.5, low: 1.5, high: 1.5, confidence: 0.95 },
+        };
+        compare::Case { ours, peers: vec![row], absent: vec![] }
+    };
+    let Report { run, backend, dtype, seed, method, ceilings, config, model, cases, .. } = report;
+    let cases = cases.into_iter().map(case).collect();
+    let why = "there was no room".into();
+    compare::Report {
+        run: Run { schema: compare::SCHEMA.into(), ..run },
+        backend,
+        dtype,
+        seed,
+        method: format!("{method} In turns with PyTorch."),
+        ceilings,
+        peer: None,
+        missing: vec![compare::Missing { way: "compile".into(), why }],
+        stacks: vec![compare::Stack { model, design: "paf-post".into(), config, cases }],
+    }
+}
+
+fn peaked() -> peak::Report {
+    let row = Row {
+        by: "cuBLASLt".into(),
+        what: "product".into(),
+        variant: None,
+        planned: false,
+        overlap: false,
+        samples_us: vec![1650.0],
+        median_us: Spread { median: 1650.0, low: 1649.0, high: 1651.0, confidence: 0.95 },
+        tflops: 666.0,
+        peak_share: None,
+        measured_share: None,
+        peer_over_this: None,
+    };
+    peak::Report { rows: vec![row], ..peak::of_cpu() }
+}
+
 fn parsed(page: &str) -> roxmltree::Document<'_> {
     let options = roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() };
     roxmltree::Document::parse_with_options(page, options).unwrap()
@@ -21,7 +88,7 @@ fn parsed(page: &str) -> roxmltree::Document<'_> {
 
 #[test]
 fn every_file_of_a_folder_has_its_tables() {
-    let files = committed();
+    let files = one_of_each();
     let page = html(&files).unwrap();
     let document = parsed(&page);
     let cells: std::collections::HashSet<String> = document
@@ -32,14 +99,24 @@ fn every_file_of_a_folder_has_its_tables() {
     let mut shown = 0;
     for file in &files {
         assert!(cells.contains(&file.name), "{} is missing", file.name);
-        let Content::Results(results) = &file.content else { continue };
+        let (text, run) = match &file.content {
+            Content::Results(results) => (results.markdown(), results.run()),
+            Content::Trace(_, Some(trace)) => (trace.markdown(), &trace.run),
+            // Some file of the folder is of another kind; its name is there.
+            _ if !file.name.starts_with("made-up-") => continue,
+            other => panic!("{}: {other:?}", file.name),
+        };
         shown += 1;
-        for line in results.markdown().lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")) {
+        for note in text.lines().filter_map(|line| line.strip_prefix("- ")) {
+            assert!(page.contains(&format!("<li>{}</li>", Escaped(note))), "{}: {note:?} is missing", file.name);
+        }
+        for line in text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")) {
             for cell in line.trim_matches('|').split('|') {
                 assert!(cells.contains(cell.trim()), "{}: {cell:?} is missing", file.name);
             }
         }
-        assert!(cells.contains(&results.run().git_revision.clone().unwrap()), "{}", file.name);
+        assert!(run.git_revision.as_ref().is_none_or(|revision| cells.contains(revision)), "{}", file.name);
+        assert!(cells.contains(&run.machine.device.clone().unwrap_or_else(|| "no GPU".into())), "{}", file.name);
     }
     assert!(shown >= 12, "{shown}");
     for part in [
@@ -48,6 +125,12 @@ fn every_file_of_a_folder_has_its_tables() {
         "makes no difference that shows",
         "Speedup beside tokens: roberta-large on NVIDIA H100",
         "GEMM beside cuBLASLt, NVIDIA H100",
+        "<h2 id=\"layers-title\">Layers beside PyTorch</h2>",
+        "PyTorch compile was not measured: there was no room",
+        "In turns with PyTorch.",
+        "Measured peak, ",
+        "measured peak: product ",
+        "Method of made-up-trace.json",
     ] {
         assert!(page.contains(part), "{part:?} is missing");
     }
@@ -139,6 +222,21 @@ fn predictions_stand_beside_what_was_measured() {
     let Results::Speedup(report) = &mut **results else { panic!("{}", files[1].name) };
     report.run.machine.device = Some("NVIDIA H100 80GB HBM3".into());
     assert!(!html(&files).unwrap().contains("predicted beside measured; error"));
+}
+
+#[test]
+fn timelines_alone_are_a_page() {
+    let page = html(&[File::read("t.json", &trace::example().json())]).unwrap();
+    for part in
+        ["From 1 result files, 20", ", measured on ", "time together: ", "<td>3.75</td>", "What it ran on", "made up"]
+    {
+        assert!(page.contains(part), "{part:?} is missing");
+    }
+    // Another program's says nothing of when and where.
+    let other = r#"{"traceEvents": [{"ph": "X", "name": "a", "ts": 0, "dur": 100}]}"#;
+    let page = html(&[File::read("other.json", other)]).unwrap();
+    assert!(page.contains("From 1 result files. In") && !page.contains("What it ran on"));
+    assert!(page.contains("<th scope=\"row\">other.json</th>"));
 }
 
 #[test]

@@ -1,6 +1,5 @@
 //! The tracing itself.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::assign::{By, assign};
@@ -9,7 +8,7 @@ use super::timeline::{About, Arguments, SCHEMA, Slice, Trace};
 use crate::config::{BatchShape, EncoderConfig};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::gpu::cupti::{Cupti, Record};
+use crate::gpu::cupti::{Cupti, Place, Record};
 use crate::gpu::observe::{self, Launch, Span};
 use crate::gpu::{Batch, Device, Encoder, Event, Plan, Stream, Tensor};
 use crate::measure::backend::{Backend, Gpu};
@@ -23,9 +22,9 @@ use crate::weights::{random_activations, random_layers};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// CUPTI if it is there, at that place if one is named; else, in mode eager, events.
-    Auto(Option<PathBuf>),
+    Auto(Option<Place>),
     /// CUPTI, at that place if one is named.
-    Cupti(Option<PathBuf>),
+    Cupti(Option<Place>),
     /// CUDA events around each kernel, which keep kernels of one stream apart; in mode eager alone.
     Events,
 }
@@ -77,8 +76,8 @@ impl Source {
     /// The library; or, where events are to do, why that is.
     fn load(&self, mode: Mode) -> Result<Result<Cupti, String>> {
         match self {
-            Self::Cupti(named) => Cupti::load(named.as_deref()).map(Ok),
-            Self::Auto(named) => match Cupti::load(named.as_deref()) {
+            Self::Cupti(named) => Cupti::load(named.as_ref()).map(Ok),
+            Self::Auto(named) => match Cupti::load(named.as_ref()) {
                 Err(error) if mode == Mode::Eager => Ok(Err(error.to_string())),
                 loaded => loaded.map(Ok),
             },
@@ -282,7 +281,8 @@ mod tests {
 
     #[test]
     fn where_cupti_is_not_events_do_for_eager_calls_alone() {
-        let missing = Some(PathBuf::from("/no/such/libcupti.so"));
+        // SAFETY: there is no such file.
+        let missing = Some(unsafe { Place::new("/no/such/libcupti.so") });
         let why = Source::Auto(missing.clone()).load(Mode::Eager).unwrap().unwrap_err();
         assert!(why.contains("/no/such/libcupti.so"), "{why}");
         for (source, mode) in [

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::summary::{Summary, Total};
+use super::summary::{Summary, Total, waiting_counts};
 use crate::measure::report::{self, Config, Run, Spread, shape_name};
 
 /// Version of what is in the file beside its slices.
@@ -14,9 +14,9 @@ pub const SCHEMA: &str = "paf-cuda/trace/1";
 pub struct Slice {
     /// `caller`, `attention` or `ffn`.
     pub stream: String,
-    /// From the first kernel's start on.
+    /// When its first block began, counted from the first kernel's start on.
     pub start_us: f64,
-    /// Likewise.
+    /// When its last block had ended, likewise.
     pub end_us: f64,
     /// The layer that it belongs to, from 0 on.
     pub layer: usize,
@@ -60,7 +60,7 @@ pub struct Arguments {
 }
 
 impl Slice {
-    /// How long it ran, µs.
+    /// From its start to its end, µs.
     pub fn us(&self) -> f64 {
         self.end_us - self.start_us
     }
@@ -240,13 +240,19 @@ impl Trace {
         let About { plan, mode, design, forward_us, source, assigned_by, summary: s, .. } = &self.about;
         let name = self.about.model.as_deref().unwrap_or("custom dimensions");
         let shape = shape_name(self.about.batch, self.about.seq_len, self.about.packed);
-        let together = match s.overlap_fraction {
-            Some(fraction) => format!(
-                "kernels of attention's branch ran for {:.1} µs, of the FFN's for {:.1}; one of each for {:.1}, {:.0} % of the shorter",
+        let at_most = if waiting_counts(&self.slices()) {
+            " (at most: attention after a wide product and the wide product after it count from their start on, with what they wait)"
+        } else {
+            ""
+        };
+        let together = match s.together_share {
+            Some(share) => format!(
+                "kernels of attention's branch ran for {:.1} µs, of the FFN's for {:.1}; one of each for {:.1}, {:.0} % of the \
+                 shorter{at_most}",
                 s.attention_us,
                 s.ffn_us,
                 s.together_us,
-                100.0 * fraction
+                100.0 * share
             ),
             None => "there is nothing of one branch".into(),
         };
@@ -258,7 +264,7 @@ impl Trace {
                 forward_us.half_width(),
                 s.span_us
             ),
-            format!("overlap: {together}"),
+            format!("time together: {together}"),
             format!("idle: no kernel ran in {:.1} % of the traced time", 100.0 * s.idle_share),
             format!("times: {source}; told apart by {assigned_by}"),
         ]

@@ -25,6 +25,11 @@ pub fn slice(stream: &str, part: &str, start_us: f64, end_us: f64) -> Slice {
     Slice { stream: stream.into(), start_us, end_us, layer, part, kernel, arguments }
 }
 
+/// A file of a few kernels.
+pub fn example() -> Trace {
+    trace(&slices())
+}
+
 fn trace(slices: &[Slice]) -> Trace {
     let spread = Spread { median: 30.0, low: 29.5, high: 31.0, confidence: 0.95 };
     let about = About {
