@@ -60,7 +60,8 @@ fn compared(device: &Device, design: Design, ways: &[Way]) -> Outcome {
     for case in &report.stacks[0].cases {
         let got = (case.peers.len(), case.absent.len());
         if got != expected {
-            return Err(format!("{got:?} rows of PyTorch and absent, expected {expected:?}: {:?}", case.absent).into());
+            let why = (&case.absent, &report.missing);
+            return Err(format!("{got:?} rows of PyTorch and absent, expected {expected:?}: {why:?}").into());
         }
         let samples = case.peers.iter().map(|row| &row.samples_us);
         if let Some(samples) =

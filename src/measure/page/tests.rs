@@ -57,9 +57,10 @@ fn compared(report: Report) -> compare::Report {
         dtype,
         seed,
         method: format!("{method} In turns with PyTorch."),
+        noise_target: None,
         ceilings,
         peer: None,
-        missing: vec![compare::Missing { way: "compile".into(), why }],
+        missing: vec![compare::Missing { way: "compile".into(), why, from: None }],
         stacks: vec![compare::Stack { model, design: "paf-post".into(), config, cases }],
     }
 }
@@ -78,7 +79,7 @@ fn peaked() -> peak::Report {
         measured_share: None,
         peer_over_this: None,
     };
-    peak::Report { rows: vec![row], ..peak::of_cpu() }
+    peak::Report { rows: vec![row], ..peak::of_cpu().unwrap() }
 }
 
 fn parsed(page: &str) -> roxmltree::Document<'_> {

@@ -228,7 +228,8 @@ impl Experiment {
         let us = |ns: u64| (ns - first) as f64 / 1e3;
         let spans = records.iter().map(|record| Span { start_us: us(record.start_ns), end_us: us(record.end_ns) });
         let source = format!(
-            "CUPTI {}: the device's clock when a kernel's first block begins and when its last one has ended",
+            "CUPTI {}: the device's clock when a kernel's first block begins and when its last one has ended; in sums one that waits for \
+             the kernel before it on its stream counts from that one's end on",
             cupti.version()
         );
         Ok(Traced { launches: launches.into_iter().zip(spans).collect(), source, assigned_by: by.text() })
