@@ -103,9 +103,10 @@ struct Sm90TileCost {
 
 /// In the order of [`GEMM_SM90_TILES`]. These and the numbers in [`sm90_cost_ns`] are fitted to what layers take with other variants of one
 /// product: 4836 plans of 40 shapes, designs and models that `paf plan --candidates` measured on an H100 (bf16; RoBERTa-large, BERT-base,
-/// Pythia 410M and 1.4B, GPT-J; 32 to 8192 tokens). Of the variants measured for a product, the choice costs a layer 1.2 % against the best
-/// on average and 9 % at worst; with numbers fitted to products alone, as they were, 2.0 and 12 %. The other way round, of 84 products alone
-/// (`paf kernels gemm`), those for which the choice is another one now take 2 % longer than with those numbers, 13 % at worst.
+/// Pythia 410M and 1.4B, GPT-J; 32 to 8192 tokens). Of the variants measured for a product, the choice costs a layer 1.3 % against the best
+/// on average and 9 % at worst; with numbers fitted to products alone, as they were, 2.0 and 12 %. The other way round, of the 84 products
+/// of `paf kernels gemm` those for which the choice is another one now take 0.6 % longer than with those numbers, 4 % at worst. Layers alone
+/// would have 64×64 at 229 ns a step; then two products of 512 rows took a fifth and a third longer.
 const SM90_COSTS: [Sm90TileCost; 11] = [
     Sm90TileCost { step_ns: [933.0, 1866.0], finish_ns: 2324.0 }, // 256x128
     Sm90TileCost { step_ns: [873.0, 1746.0], finish_ns: 2130.0 }, // 128x224
@@ -212,7 +213,7 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, v
     /// From a request to the data's being there, while all ask.
     const LATENCY_NS: f64 = 2340.0;
     /// The meeting of a split tile's parts, and each kilobyte of sums that a block gets.
-    const SPLIT_NS: f64 = 3500.0;
+    const SPLIT_NS: f64 = 1775.0;
     const SPLIT_KB_NS: f64 = 73.8;
     /// What the join takes longer for each part of K, and what is written and read of it.
     const PART_NS: f64 = 173.0;

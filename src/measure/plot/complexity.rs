@@ -230,8 +230,10 @@ impl<'a> Figure<'a> {
             by_colour.push(entry(Series::Paf(Subject::TwoStream), "PAF two-stream"));
         }
         by_colour.push(entry(Series::Apart, "if each block had a device of its own"));
-        let mut by_line =
-            vec![(Symbol::Line { dashed: true }, "predicted (hollow): the least that the device allows".to_owned())];
+        let mut by_line = vec![(
+            Symbol::Line { dashed: true },
+            "predicted (hollow): estimates of the least that the device allows".to_owned(),
+        )];
         if measured {
             by_line.push((Symbol::Line { dashed: false }, "measured (filled)".to_owned()));
             by_line.push((Symbol::Interval, "its 95 % interval".to_owned()));
