@@ -217,7 +217,10 @@ mod tests {
             layer(3);
             let failed = launches(|| -> Result<()> { Err(Error::NoDriver) });
             assert!(failed.is_err());
-            launches(|| Ok(layer(5)))?;
+            launches(|| {
+                layer(5);
+                Ok(())
+            })?;
             assert_eq!(with(|observer| observer.layer), Some(3));
             Ok(())
         })
