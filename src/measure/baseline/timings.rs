@@ -192,13 +192,14 @@ mod tests {
     fn a_planned_kernel_is_compared_with_what_was_planned() {
         let before = read::<gemm::Report>("gemm-h100");
         let mut now = before.clone();
+        let planned = before.cases[0].rows.iter().filter(|row| row.planned).count();
         for row in now.cases[0].rows.iter_mut().filter(|row| row.planned) {
             row.variant = Some("sm80:16x64".into());
             row.samples_us.iter_mut().for_each(|sample| *sample *= 1.05);
         }
         let comparison = compare(&now, &before, 0.02).unwrap();
         let slower: Vec<_> = comparison.regressions().map(|row| row.name.as_str()).collect();
-        assert_eq!(slower.len(), 3, "{slower:?}");
+        assert!(planned >= 3 && slower.len() == planned, "{slower:?}");
         assert!(slower[0].starts_with("64 × 3072 × 1024: * sm80:16x64 product"), "{slower:?}");
     }
 }
