@@ -237,9 +237,9 @@ fn tiles(header: &str) -> Result<String> {
                     "    Sm80GemmTile {{ name: {name:?}, m: {m}, n: {n}, warp_m: {warp_m}, warp_n: {warp_n}, slices: {slices}, \
                      stages: {stages} }},"
                 )?,
-                ("Sm90GemmTile", [name, m, n, free, work, chunk, buffers]) => writeln!(
+                ("Sm90GemmTile", [name, m, n, free, work, panels, chunk, buffers]) => writeln!(
                     rows,
-                    "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, in_turn: {}, chunk: {chunk}, buffers: {buffers} }},",
+                    "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, in_turn: {}, panels: {panels}, chunk: {chunk}, buffers: {buffers} }},",
                     *work == "IN_TURN"
                 )?,
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(

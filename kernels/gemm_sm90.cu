@@ -6,8 +6,8 @@
 //
 // N, both Ks and the leading dimensions are multiples of 8, pointers 16-byte aligned (TMA's rules); M is free.
 //
-// Idea: one thread keeps a ring of stages, 64 elements along K each, full of W by TMA, another one of A; each consumer
-// warpgroup multiplies 64 rows of one operand by all of the other. Which has the 64 rows is the tile's choice: W mostly, since
+// Idea: one thread keeps a ring of stages, one or two panels of 64 elements along K each, full of W by TMA, another one of A; each
+// consumer warpgroup multiplies 64 rows of one operand by all of the other. Which has the 64 rows is the tile's choice: W mostly, since
 // then the tokens are wgmma's free width and few of them waste nothing; A where a width of N divides it into whole rounds.
 // Accumulators go to shared memory by stmatrix (gemm_sm90_finish.cuh), from where TMA stores them. Blocks are persistent:
 // while consumers finish a tile, the ring fills for the next one.
@@ -34,6 +34,18 @@
 // one kernel → one for each end → loops rolled, too: RoBERTa-large 1 × 128 SAF 0.755 → 0.690 → 0.679, fused PAF 0.505 → 0.484 → 0.479;
 // 1 × 512 SAF 1.207 → 1.115 → 1.106, PAF 0.957 → 0.856 → 0.835; pythia-1.4b 1 × 128 SAF 1.530 → 1.380 → 1.371, PAF 1.301 → 1.269 → 1.264.
 //
+// Where products of a step take the tensor cores less time than what is around them takes the warps, it is those instructions that count:
+// two panels a stage for the tiles of at most 64 rows, and descriptors from an address that the compiler cannot compute anew in each step
+// (the chain before a step's first product was eight uniform instructions long, now three). On an H100, µs, before → after the second →
+// after both: 64×64 at 128×3072×1024 6.1 → 6.0 → 5.6, 128×1024×4096 10.7 → 10.3 → 9.4, 512×1024×5120 16.2 → 16.4 → 14.4; 32×64 at
+// 32×7168×1024 8.3 → 8.1, 128×1024×4096 10.2 → 8.8; 16×64 at 16×4096×1024 6.4 → 6.0. Both panels in one box of three dimensions: slower
+// where K is long (128×1024×4096 10.0, 128×2048×10240 24.4 instead of 23.6). Two panels for 128×64, whose products take twice as long:
+// 128×7168×1024 8.8 → 8.7, with a split in four 8.5 → 8.9.
+//
+// What loads alone take, without products (a ring of the same boxes on an H100, µs a launch, one after the other by programmatic
+// dependent launch; here the products that overlap so): 128×28672×4096 78.6 (86.7), 128×4096×20480 59 (65), 128×14336×2048 21.4 (26.1),
+// 128×2048×10240 16.1 (22.9), 128×7168×1024 6.0 (7.4).
+//
 // Tried on an H200, and what came of it:
 //   Barriers of cluster scope with release or acquire: a fence of the whole device each step, half the speed. Relaxed ones do.
 //   One producer thread for both operands: 128×3072×1024 took 6.3 µs, not 5.4. Each step's instructions are what limits narrow
@@ -41,6 +53,8 @@
 //     quarter.
 //   Sums of a split by cluster barriers and loads from the other blocks: 2 to 4 µs more than st.async into place.
 //   L2 eviction hints (first, last, normal): nothing, or up to 1.5× slower. Promotion to 128 or 256 bytes: no difference.
+//   Telling the loaders already while the next stage is not there yet that this one has been read, on an H100: 64×64 at 128×1024×4096
+//     10.7 → 13.5 µs, RoBERTa-large 1 × 128 SAF 0.337 → 0.361 ms for twelve layers, fused PAF 0.245 → 0.254; 4 × 512 as before.
 //   The first loads before the block has met: no difference. Pausing between the first stages: 3 % where they are large.
 //   The second consumer a few steps behind the first, so that one finishes under the other's products: nothing, since the ring
 //     is too short to hold that lead. Two blocks of 128×128 on a multiprocessor: slower than taking turns.
@@ -137,7 +151,7 @@ struct Gemm {
     // narrow tiles.
     template <bool IS_W>
     static __device__ __forceinline__ void produce(const GemmParams& p, const Place& at, int log2_cluster) {
-        constexpr uint32_t BYTES = (IS_W ? BN : BM) * ROW_BYTES;
+        constexpr uint32_t PANEL = IS_W ? Tile::PANEL_W : Tile::PANEL_A;
         // All blocks fill their rings at once. Where that is much, memory shall serve first what is needed first.
         constexpr int PAUSE = STAGE > 16 * 1024 ? 100 : 0;
         int unfilled = p.stages;
@@ -168,11 +182,16 @@ struct Gemm {
                 for (int column = p.first_step[pair][corner.part] * BK; column < end; column += BK) {
                     const uint32_t full = at.full + ring.stage * 8, stage = to + ring.stage * STAGE;
                     ptx::barrier_wait(at.empty + ring.stage * 8, ring.parity ^ 1);
-                    ptx::barrier_expect(full, BYTES);
-                    if (log2_sharers == 0) {
-                        ptx::tensor_load(stage, map, column, row, full);
-                    } else {
-                        ptx::tensor_load_multicast(stage, map, column, row, full, blocks);
+                    ptx::barrier_expect(full, Tile::PANELS * PANEL);
+#pragma unroll
+                    for (int panel = 0; panel < Tile::PANELS; ++panel) {
+                        const uint32_t place = stage + panel * PANEL;
+                        const int first = column + panel * GEMM_TILE_K;
+                        if (log2_sharers == 0) {
+                            ptx::tensor_load(place, map, first, row, full);
+                        } else {
+                            ptx::tensor_load_multicast(place, map, first, row, full, blocks);
+                        }
                     }
                     ring.advance(p.stages);
                     if (PAUSE > 0 && --unfilled > 0) ptx::pause(PAUSE);
@@ -249,10 +268,13 @@ struct Gemm {
         const bool tells = me.lane == 0 && (sharing ? block < 1 << log2_cluster && shares : block == 0);
         const uint32_t empty = sharing && tells ? ptx::cluster_address(at.empty, block) : at.empty;
         constexpr int PART = 64 * ROW_BYTES;
+        constexpr int PANEL_ROWS = Tile::FREE_IS_M ? Tile::PANEL_W : Tile::PANEL_A;
+        constexpr int PANEL_WIDTH = Tile::FREE_IS_M ? Tile::PANEL_A : Tile::PANEL_W;
         // Descriptors: their low halves move with the stage, without carry.
-        const uint64_t rows_0 = descriptor(at.stages + (Tile::FREE_IS_M ? 0 : STAGE_W) +
+        const uint32_t stages = ptx::uniform(at.stages);
+        const uint64_t rows_0 = descriptor(stages + (Tile::FREE_IS_M ? 0 : STAGE_W) +
                                            (Tile::IN_TURN ? 0 : me.group) * PART);
-        const uint64_t width_0 = descriptor(at.stages + (Tile::FREE_IS_M ? STAGE_W : 0));
+        const uint64_t width_0 = descriptor(stages + (Tile::FREE_IS_M ? STAGE_W : 0));
         int previous = -1;
 #pragma unroll
         for (int part = 0; part < Tile::OWN_PARTS; ++part) ptx::accumulator_fence(d[part]);
@@ -262,11 +284,14 @@ struct Gemm {
             const uint64_t rows = rows_0 + ring.stage * (STAGE / 16), width = width_0 + ring.stage * (STAGE / 16);
             ptx::warpgroup_fence();
 #pragma unroll
-            for (int k = 0; k < BK / 16; ++k)  // 16 elements are 32 bytes, in units of 16
+            for (int k = 0; k < BK / 16; ++k) {
+                // 16 elements are 32 bytes, in units of 16.
+                const int panel = k / (GEMM_TILE_K / 16), within = k % (GEMM_TILE_K / 16) * 2;
 #pragma unroll
                 for (int part = 0; part < Tile::OWN_PARTS; ++part)
-                    T::template warpgroup_product<Tile::WIDTH>(d[part], rows + part * (PART / 16) + k * 2, width + k * 2,
-                                                               k > 0 || step > 0);
+                    T::template warpgroup_product<Tile::WIDTH>(d[part], rows + (panel * PANEL_ROWS + part * PART) / 16 + within,
+                                                               width + panel * PANEL_WIDTH / 16 + within, k > 0 || step > 0);
+            }
             ptx::warpgroup_commit();
             ptx::warpgroup_wait<1>();  // the stage before has been read
             if (previous >= 0 && tells) ptx::barrier_arrive_cluster(empty + previous * 8);
@@ -289,8 +314,8 @@ __device__ __forceinline__ void run_gemm(const GemmParams& p) {
     if constexpr (Tile::EXISTS) Gemm<Tile>::run(p);
 }
 
-#define GEMM_KERNEL(NAME, M, N, FREE, WORK, CHUNK, BUFFERS)                                             \
-    using Tile_##NAME = GemmTile<PAF_ELEMENT, M, N, Free::FREE, Consumers::WORK, CHUNK, BUFFERS>; \
+#define GEMM_KERNEL(NAME, M, N, FREE, WORK, PANELS, CHUNK, BUFFERS)                                             \
+    using Tile_##NAME = GemmTile<PAF_ELEMENT, M, N, Free::FREE, Consumers::WORK, PANELS, CHUNK, BUFFERS>; \
     extern "C" __global__ void __launch_bounds__(Tile_##NAME::THREADS, Tile_##NAME::BLOCKS)       \
         gemm_##NAME(const __grid_constant__ GemmParams p) {                                       \
         run_gemm<Tile_##NAME>(p);                                                                 \

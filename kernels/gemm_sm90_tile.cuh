@@ -18,7 +18,7 @@ struct GemmParams {
     float* sums;           // [parts][M][N], where parts of K leave their sums instead of C; null if they do not
     unsigned* ready;       // counts the tiles, of each warpgroup that has some of it, that are in memory; or null. See counters.cuh
     int m, n;
-    // First step of 64 along the K of each pair, of each part that K is split into, and one past the last.
+    // First step, of a stage, along the K of each pair, of each part that K is split into, and one past the last.
     int first_step[2][GEMM_MAX_PARTS + 1];
     int activation;            // of activation.cuh
     int activation_from;       // first column that gets it; n or more: none
@@ -67,13 +67,13 @@ enum class Free { M, N };
 enum class Consumers { TOGETHER, IN_TURN };
 
 // CHUNK rows of C (columns, where N is free) are finished at a time, in BUFFERS buffers on their way out.
-template <typename Element_, int BM_, int BN_, Free FREE_, Consumers WORK_, int CHUNK_, int BUFFERS_>
+template <typename Element_, int BM_, int BN_, Free FREE_, Consumers WORK_, int PANELS_, int CHUNK_, int BUFFERS_>
 struct GemmTile {
     using Element = Element_;
-    static constexpr int BM = BM_, BN = BN_, CHUNK = CHUNK_, BUFFERS = BUFFERS_;
+    static constexpr int BM = BM_, BN = BN_, PANELS = PANELS_, CHUNK = CHUNK_, BUFFERS = BUFFERS_;
     static constexpr bool FREE_IS_M = FREE_ == Free::M;
     static constexpr int WIDTH = FREE_IS_M ? BM : BN;
-    static constexpr int BK = GEMM_TILE_K, ROW_BYTES = BK * ELEMENT_BYTES;
+    static constexpr int BK = PANELS * GEMM_TILE_K, ROW_BYTES = GEMM_TILE_K * ELEMENT_BYTES;  // a row of a panel
     static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN;
     static constexpr int PARTS = (FREE_IS_M ? BN : BM) / 64;  // of a tile, 64 rows each
     static constexpr int CONSUMERS = IN_TURN ? 2 : PARTS;     // warpgroups
@@ -82,7 +82,8 @@ struct GemmTile {
     static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
     static constexpr int THREADS = CONSUMERS * 128 + 64;
     static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
-    static constexpr int STAGE_W = BN * ROW_BYTES, STAGE = (BM + BN) * ROW_BYTES;
+    static constexpr int PANEL_W = BN * ROW_BYTES, PANEL_A = BM * ROW_BYTES;
+    static constexpr int STAGE_W = PANELS * PANEL_W, STAGE = PANELS * (PANEL_W + PANEL_A);
     static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
     // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
     static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;

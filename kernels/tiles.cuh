@@ -21,22 +21,23 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 // ---- GEMM on Hopper (gemm_sm90.cu) ------------------------------------------------------------------------------------
 //
 // Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
-// warpgroups share a tile or take turns with whole tiles; rows (columns, where N is free) of C that one finishes at a time,
-// and in how many buffers. A stage is (M+N)·128 bytes, and as many as fit are used. `why` says N × M where it names shapes.
+// warpgroups share a tile or take turns with whole tiles; panels of GEMM_TILE_K along K in a stage; rows (columns, where N is free)
+// of C that one finishes at a time, and in how many buffers. A panel is (M+N)·128 bytes, and as many stages as fit are used. `why` says
+// N × M where it names shapes.
 //
-//     name       M    N  free consumers chunk buffers   why
+//     name       M    N  free consumers panels chunk buffers   why
 #define GEMM_SM90_TILES(X)                                                                                              \
-    X(256x128, 256, 128, M, TOGETHER, 64, 2) /* long K: most flop a byte loaded, 85; 128 accumulators a thread */       \
-    X(128x224, 128, 224, N, TOGETHER, 64, 2) /* where 224 divides N into whole rounds: 7168 × 512, 12288 × 8192 */      \
-    X(128x192, 128, 192, N, TOGETHER, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */             \
-    X(128x128t, 128, 128, M, IN_TURN, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */          \
-    X(128x128, 128, 128, M, TOGETHER, 128, 1) /* one round of 128 tiles: each finishes half as much */                  \
-    X(128x96, 128, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 3072 × 512 */                                   \
-    X(64x96, 64, 96, N, TOGETHER, 96, 1) /* one round of 128 tiles at 6144 × 128 */                                     \
-    X(128x64, 128, 64, M, TOGETHER, 128, 1) /* up to 128 rows, split or two blocks a multiprocessor */                  \
-    X(64x64, 64, 64, M, TOGETHER, 64, 1) /* 64 rows, or 128 tiles of few more */                                        \
-    X(32x64, 32, 64, M, TOGETHER, 32, 1) /* 32 rows, or narrow N */                                                     \
-    X(16x64, 16, 64, M, TOGETHER, 16, 1) /* one to sixteen rows: W streams */
+    X(256x128, 256, 128, M, TOGETHER, 1, 64, 2) /* long K: most flop a byte loaded, 85; 128 accumulators a thread */    \
+    X(128x224, 128, 224, N, TOGETHER, 1, 64, 2) /* where 224 divides N into whole rounds: 7168 × 512, 12288 × 8192 */   \
+    X(128x192, 128, 192, N, TOGETHER, 1, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */          \
+    X(128x128t, 128, 128, M, IN_TURN, 1, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */       \
+    X(128x128, 128, 128, M, TOGETHER, 1, 128, 1) /* one round of 128 tiles: each finishes half as much */               \
+    X(128x96, 128, 96, N, TOGETHER, 1, 96, 1) /* one round of 128 tiles at 3072 × 512 */                                \
+    X(64x96, 64, 96, N, TOGETHER, 1, 96, 1) /* one round of 128 tiles at 6144 × 128 */                                  \
+    X(128x64, 128, 64, M, TOGETHER, 1, 128, 1) /* up to 128 rows, split or two blocks a multiprocessor */               \
+    X(64x64, 64, 64, M, TOGETHER, 2, 64, 1) /* 64 rows, or 128 tiles of few more */                                     \
+    X(32x64, 32, 64, M, TOGETHER, 2, 32, 1) /* 32 rows, or narrow N */                                                  \
+    X(16x64, 16, 64, M, TOGETHER, 2, 16, 1) /* one to sixteen rows: W streams */
 
 constexpr int GEMM_MAX_STAGES = 16;
 constexpr int GEMM_MAX_PARTS = 8;  // of K

@@ -106,7 +106,8 @@ struct Sm90TileCost {
 /// Pythia 410M and 1.4B, GPT-J; 32 to 8192 tokens). Of the variants measured for a product, the choice costs a layer 1.3 % against the best
 /// on average and 9 % at worst; with numbers fitted to products alone, as they were, 2.0 and 12 %. The other way round, of the 84 products
 /// of `paf kernels gemm` those for which the choice is another one now take 0.6 % longer than with those numbers, 4 % at worst. Layers alone
-/// would have 64×64 at 229 ns a step; then two products of 512 rows took 19 and 38 % longer.
+/// would have 64×64 at 229 ns a step; then two products of 512 rows took 19 and 38 % longer. That was before the three narrowest had
+/// stages of two panels: their steps are less by what each of `paf kernels gemm`'s products took less.
 const SM90_COSTS: [Sm90TileCost; 11] = [
     Sm90TileCost { step_ns: [933.0, 1866.0], finish_ns: 2324.0 }, // 256x128
     Sm90TileCost { step_ns: [873.0, 1746.0], finish_ns: 2130.0 }, // 128x224
@@ -116,9 +117,9 @@ const SM90_COSTS: [Sm90TileCost; 11] = [
     Sm90TileCost { step_ns: [401.0, 802.0], finish_ns: 996.0 },   // 128x96
     Sm90TileCost { step_ns: [278.0, 517.0], finish_ns: 439.0 },   // 64x96
     Sm90TileCost { step_ns: [307.0, 594.0], finish_ns: 607.0 },   // 128x64
-    Sm90TileCost { step_ns: [190.0, 350.0], finish_ns: 334.0 },   // 64x64
-    Sm90TileCost { step_ns: [173.0, 260.0], finish_ns: 347.0 },   // 32x64
-    Sm90TileCost { step_ns: [160.0, 235.0], finish_ns: 489.0 },   // 16x64
+    Sm90TileCost { step_ns: [171.0, 322.0], finish_ns: 334.0 },   // 64x64
+    Sm90TileCost { step_ns: [150.0, 208.0], finish_ns: 347.0 },   // 32x64
+    Sm90TileCost { step_ns: [138.0, 195.0], finish_ns: 489.0 },   // 16x64
 ];
 
 /// What a choice of variant has to observe beside the shape.
@@ -173,6 +174,7 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
     let tiles = (0..GEMM_SM90_TILES.len()).filter(move |&tile| GEMM_SM90_TILES[tile].m <= enough);
     tiles.flat_map(move |tile| {
         let row = &GEMM_SM90_TILES[tile];
+        let steps = steps / row.panels;
         let shares = [(1, 1), (2, 1), (1, 2)];
         let splits = [2, 4].map(Cluster::Split);
         let parts = (2..=GEMM_MAX_PARTS).flat_map(|parts| [1, 2].map(|n| Cluster::Parts { parts, n, m: 1 }));
@@ -246,7 +248,7 @@ fn sm90_cost_ns(m: usize, n: usize, steps: usize, room: &Room, limits: Limits, v
 
     let along_m = if cluster.shared().1 > 1 { PAIR_ALONG_M } else { 1.0 };
     let filled = clusters as f64 / (at_once as f64 * rounds);
-    let step_ns = (cost.step_ns[together - 1] * along_m).max(LATENCY_NS / stages as f64);
+    let step_ns = (cost.step_ns[together - 1] * along_m).max(LATENCY_NS / (stages * tile.panels) as f64);
     let step_ns = step_ns * (1.0 - IDLE_GAIN * (1.0 - filled));
     let finished = if tile.in_turn { 1.0 } else { rounds };
     let mut ns =

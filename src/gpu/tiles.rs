@@ -56,6 +56,8 @@ pub(crate) struct Sm90GemmTile {
     pub(crate) free: Free,
     /// Two warpgroups take turns with whole tiles.
     pub(crate) in_turn: bool,
+    /// Of a stage, [`GEMM_TILE_K`] elements along K each.
+    pub(crate) panels: usize,
     /// Rows of C (columns where N is free) that a warpgroup finishes at a time.
     pub(crate) chunk: usize,
     /// Chunks that are on their way out at a time.
@@ -123,7 +125,12 @@ impl Sm90GemmTile {
     }
 
     pub(crate) const fn stage_bytes(&self) -> usize {
-        (self.m + self.n) * GEMM_TILE_K * 2
+        self.panels * (self.m + self.n) * GEMM_TILE_K * 2
+    }
+
+    /// Stages along each K of so many panels.
+    pub(crate) fn steps(&self, panels: [usize; 2]) -> [usize; 2] {
+        panels.map(|panels| panels.div_ceil(self.panels))
     }
 
     /// Stages, output buffers, barriers, sums that the blocks of a split send each other: in the order of `Place` in

@@ -204,8 +204,8 @@ impl Sm90Gemm {
         cluster: Cluster,
         stages: usize,
     ) -> Result<()> {
-        let steps = gemm.steps();
-        let tile = self.check(tile_index, cluster, stages, steps)?;
+        let tile = self.check(tile_index, cluster, stages, gemm.steps())?;
+        let steps = tile.steps(gemm.steps());
         if (cluster.parts() > 1) != (gemm.sums != 0) {
             let got = if gemm.sums != 0 { "given" } else { "absent" };
             return Err(Error::mismatch(
@@ -293,7 +293,7 @@ pub(super) fn counted(tile: usize, cluster: Cluster, m: usize, columns: usize) -
 /// What the kernel asks of a variant.
 fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2], shared_bytes: usize) -> Result<()> {
     const OPERATION: &str = "gemm";
-    let most = tile.stages_in(shared_bytes, cluster);
+    let (most, steps) = (tile.stages_in(shared_bytes, cluster), tile.steps(steps));
     if stages < 2 || stages > most {
         return Err(Error::mismatch(OPERATION, "stages", stages, format!("2 to {most} for tile {}", tile.name)));
     }
