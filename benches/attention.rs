@@ -2,6 +2,8 @@
 //! first. Device time of graphs of several launches on operands that were just written. `paf kernels attention` measures more shapes and
 //! variants, in turns. Without a GPU there is nothing to measure.
 
+mod common;
+
 use criterion::{Criterion, criterion_group, criterion_main};
 
 #[cfg(feature = "cuda")]
@@ -10,11 +12,13 @@ mod gpu {
 
     use criterion::{BenchmarkId, Criterion, Throughput};
     use paf_cuda::gpu::kernel::{self, Attention};
-    use paf_cuda::gpu::{Batch, Device, Event, Stream, Tensor};
+    use paf_cuda::gpu::{Batch, Device, Tensor};
     use paf_cuda::measure::attention::{Peer, Rotation, Shape};
     use paf_cuda::measure::spot;
     use paf_cuda::weights::random_activations;
     use paf_cuda::{BatchShape, Dtype, Result};
+
+    use crate::common::Timer;
 
     const SHAPES: [&str; 6] = [
         "1x16x128x64",
@@ -29,7 +33,8 @@ mod gpu {
 
     pub fn run(criterion: &mut Criterion) -> Result<()> {
         let device = Device::new(0)?;
-        let (stream, start, end) = (Stream::new(&device)?, Event::new_timing(&device)?, Event::new_timing(&device)?);
+        let timer = Timer::new(&device)?;
+        let stream = &timer.stream;
         let mut peer = Peer::start("python3", 0).map_err(|error| eprintln!("{error}: measured without it")).ok();
         let values = random_activations(1, 4_194_301, 1);
         let source = Tensor::from_host(&device, Dtype::Bf16, 1, values.len(), &values)?;
@@ -46,9 +51,9 @@ mod gpu {
                 causal: shape.causal,
                 ..Attention::new(&batch, &qkv, shape.heads, shape.head_dim)
             };
-            kernel::record_attentions(&stream, &[attention; LAUNCHES], &mut out)?.launch(&stream)?;
+            kernel::record_attentions(stream, &[attention; LAUNCHES], &mut out)?.launch(stream)?;
             spot::attention("paf-cuda", shape, &block, &out)?;
-            let graph = kernel::record_attentions(&stream, &[attention; LAUNCHES], &mut out)?;
+            let graph = kernel::record_attentions(stream, &[attention; LAUNCHES], &mut out)?;
             group.throughput(Throughput::Elements(shape.flops() as u64));
             let mut measure = |name: &str, sample: &mut dyn FnMut() -> Result<f64>| {
                 group.bench_function(BenchmarkId::new(name, shape), |bencher| {
@@ -59,13 +64,7 @@ mod gpu {
                     });
                 });
             };
-            measure("paf-cuda", &mut || {
-                start.record(&stream)?;
-                graph.launch(&stream)?;
-                end.record(&stream)?;
-                end.synchronize()?;
-                Ok(end.elapsed_us_since(&start)? / LAUNCHES as f64)
-            });
+            measure("paf-cuda", &mut || Ok(timer.replays_us(&graph, 1)? / LAUNCHES as f64));
             if let Some(peer) = &mut peer {
                 for backend in peer.prepare(shape, Dtype::Bf16, &[HOT])?.backends {
                     measure(&backend, &mut || peer.sample(&backend, HOT.name));
@@ -79,12 +78,11 @@ mod gpu {
 
 fn attention(criterion: &mut Criterion) {
     #[cfg(feature = "cuda")]
-    match paf_cuda::gpu::device_count() {
-        Ok(0) | Err(paf_cuda::Error::NoDriver) => {}
-        _ => return gpu::run(criterion).expect("the GPU does not work"),
+    if common::on_gpu(criterion, gpu::run) {
+        return;
     }
     let _ = criterion;
-    eprintln!("no CUDA device: nothing to measure");
+    eprintln!("{}", common::NO_DEVICE);
 }
 
 criterion_group!(benches, attention);

@@ -4,6 +4,8 @@
 //! The weights of one layer fit the L2 cache of a large GPU, so these times are hot; `paf speedup` measures whole stacks,
 //! whose weights stream from memory.
 
+mod common;
+
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,22 +25,16 @@ fn config(design: Design) -> EncoderConfig {
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<bool> {
-    use std::time::Duration;
+fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<()> {
+    use paf_cuda::Dtype;
+    use paf_cuda::gpu::{Batch, Device, Encoder, EncoderWeights, Tensor};
 
-    use paf_cuda::gpu::{Batch, Device, Encoder, EncoderWeights, Event, Stream, Tensor, device_count};
-    use paf_cuda::{Dtype, Error};
-
-    match device_count() {
-        Ok(0) | Err(Error::NoDriver) => return Ok(false),
-        _ => {}
-    }
     let device = Device::new(0)?;
     let dtype = Dtype::Bf16;
     let config_0 = config(Design::SafPostNorm);
     let layers: Vec<_> = random_layers(&config_0, 1).map(|layer| layer.rounded(dtype)).collect();
     let weights = Arc::new(EncoderWeights::upload(&device, &config_0, dtype, &layers)?);
-    let (stream, start, end) = (Stream::new(&device)?, Event::new_timing(&device)?, Event::new_timing(&device)?);
+    let timer = common::Timer::new(&device)?;
     let mut group = criterion.benchmark_group("layer, cuda bf16 graph");
     for (batch, seq_len) in [(1, 128), (1, 512), (8, 512)] {
         let batch = Batch::new(&device, &BatchShape::new(batch, seq_len)?)?;
@@ -51,22 +47,13 @@ fn on_gpu(criterion: &mut Criterion) -> paf_cuda::Result<bool> {
             let encoder = Encoder::new(&config(design), weights.clone())?;
             let mut workspace = encoder.workspace(&batch)?;
             let mut y = Tensor::poisoned(&device, dtype, rows, 1024)?;
-            let graph = encoder.capture(&stream, schedule, &batch, &x, &mut y, &mut workspace)?;
-            let time = |replays: u64| -> paf_cuda::Result<Duration> {
-                start.record(&stream)?;
-                (0..replays).try_for_each(|_| graph.launch(&stream))?;
-                end.record(&stream)?;
-                end.synchronize()?;
-                Ok(Duration::from_secs_f64(end.elapsed_us_since(&start)? * 1e-6))
-            };
+            let graph = encoder.capture(&timer.stream, schedule, &batch, &x, &mut y, &mut workspace)?;
             let id = BenchmarkId::new(format!("{design} {schedule}"), format!("{}x{seq_len}", batch.shape().batch()));
-            group.bench_function(id, |bencher| {
-                bencher.iter_custom(|replays| time(replays).expect("a CUDA call failed"))
-            });
+            group.bench_function(id, |bencher| bencher.iter_custom(|replays| timer.launches(&graph, 1, replays)));
         }
     }
     group.finish();
-    Ok(true)
+    Ok(())
 }
 
 fn on_cpu(criterion: &mut Criterion) -> paf_cuda::Result<()> {
@@ -96,7 +83,7 @@ fn on_cpu(criterion: &mut Criterion) -> paf_cuda::Result<()> {
 
 fn layer(criterion: &mut Criterion) {
     #[cfg(feature = "cuda")]
-    if on_gpu(criterion).expect("the GPU does not work") {
+    if common::on_gpu(criterion, on_gpu) {
         return;
     }
     on_cpu(criterion).expect("the CPU engine does not work");

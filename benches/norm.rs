@@ -2,16 +2,18 @@
 //! through distinct operands, so that these come from memory. `paf kernels norm` measures more shapes, beside a copy. Without a GPU
 //! there is nothing to measure.
 
+mod common;
+
 use criterion::{Criterion, criterion_group, criterion_main};
 
 #[cfg(feature = "cuda")]
 mod gpu {
-    use std::time::Duration;
-
     use criterion::{BenchmarkId, Criterion, Throughput};
-    use paf_cuda::gpu::{Device, Event, Stream};
+    use paf_cuda::gpu::Device;
     use paf_cuda::measure::norm::{Operands, Shape};
     use paf_cuda::{Dtype, Result};
+
+    use crate::common::Timer;
 
     /// Those of post-norm PAF, after a wide product and after two branches, and of a pre-norm design with two norms.
     const SHAPES: [Shape; 5] = [
@@ -24,27 +26,16 @@ mod gpu {
 
     pub fn run(criterion: &mut Criterion) -> Result<()> {
         let device = Device::new(0)?;
-        let (stream, start, end) = (Stream::new(&device)?, Event::new_timing(&device)?, Event::new_timing(&device)?);
+        let timer = Timer::new(&device)?;
         let mut group = criterion.benchmark_group("norm, bf16");
         for shape in SHAPES {
             let mut operands = Operands::new(&device, Dtype::Bf16, shape)?;
-            operands.verify(&stream)?;
+            operands.verify(&timer.stream)?;
             let count = operands.sets();
-            let [graph, _hot] = operands.record(&stream)?;
+            let [graph, _hot] = operands.record(&timer.stream)?;
             group.throughput(Throughput::Bytes(shape.bytes() as u64));
             group.bench_function(BenchmarkId::new("paf-cuda", shape), |bencher| {
-                bencher.iter_custom(|launches| {
-                    let time = || -> Result<Duration> {
-                        let graphs = launches.div_ceil(count as u64);
-                        start.record(&stream)?;
-                        (0..graphs).try_for_each(|_| graph.launch(&stream))?;
-                        end.record(&stream)?;
-                        end.synchronize()?;
-                        let us = end.elapsed_us_since(&start)? / (graphs * count as u64) as f64;
-                        Ok(Duration::from_secs_f64(us * launches as f64 * 1e-6))
-                    };
-                    time().expect("a CUDA call failed")
-                });
+                bencher.iter_custom(|launches| timer.launches(&graph, count, launches));
             });
         }
         group.finish();
@@ -54,12 +45,11 @@ mod gpu {
 
 fn norm(criterion: &mut Criterion) {
     #[cfg(feature = "cuda")]
-    match paf_cuda::gpu::device_count() {
-        Ok(0) | Err(paf_cuda::Error::NoDriver) => {}
-        _ => return gpu::run(criterion).expect("the GPU does not work"),
+    if common::on_gpu(criterion, gpu::run) {
+        return;
     }
     let _ = criterion;
-    eprintln!("no CUDA device: nothing to measure");
+    eprintln!("{}", common::NO_DEVICE);
 }
 
 criterion_group!(benches, norm);

@@ -24,6 +24,7 @@ import time
 
 BATCH_SIZES = [32, 128, 512]
 PEER = "sentence-transformers"
+SCHEMA = "paf-cuda/sentences/1"
 
 
 class Paf:
@@ -163,8 +164,8 @@ def main():
     if missing:
         print(f"| {PEER} | missing: {missing} | | | | | |")
     if arguments.json:
-        report = {"texts": count, "tokens": tokens, "dtype": arguments.dtype, "versions": versions, "missing": missing}
-        report |= {"peer_loading_s": loading_s, "first": first, "samples": samples}
+        report = {"schema": SCHEMA, "texts": count, "tokens": tokens, "dtype": arguments.dtype, "versions": versions}
+        report |= {"missing": missing, "peer_loading_s": loading_s, "first": first, "samples": samples}
         pathlib.Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
     return 1 if missing else 0
 

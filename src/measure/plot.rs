@@ -1,11 +1,13 @@
 //! The speedup as a picture: SAF's time over that of PAF beside the number of tokens, with the region where PAF loses.
 //!
-//! What is drawn is collected in `series`, where it goes is decided in `place`, what a point looks like is in `marks`. The
-//! picture depends on the result files alone: coordinates are whole pixels, and text needs no font to be measured.
+//! What is drawn is collected in `series`, where it goes is decided in `place`, what a point looks like is in `marks`, what a plane
+//! has around it in `plane`. The picture depends on the result files alone: coordinates are whole pixels, and text needs no font to
+//! be measured.
 
 mod complexity;
 mod marks;
 mod place;
+mod plane;
 mod series;
 
 use plotters::prelude::*;
@@ -13,8 +15,9 @@ use plotters::style::text_anchor::HPos;
 
 pub use self::complexity::complexity;
 use self::marks::{Canvas, Drawn, INK, LABEL_SIZE, LINE_HEIGHT, Legend, TEXT_SIZE, TITLE_SIZE};
-use self::marks::{colour, font, interval, marker, text};
+use self::marks::{colour, interval, marker, text};
 use self::place::{TokenAxis, extent, side_by_side, text_width};
+use self::plane::{Axes, draw_one};
 use self::series::{Panel, Point, Shape};
 use super::report::Report;
 use crate::error::Result;
@@ -151,25 +154,9 @@ impl<'a> Figure<'a> {
             let end = bottom + LABELS_BELOW_PLANE + self.labels_height + 4;
             canvas.draw(&Rectangle::new([(ends[0], top), (ends[1], end)], BAND.mix(0.08).filled()))?;
         }
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .axis_style(INK)
-            .x_labels(self.tokens.most_labels(TEXT_SIZE))
-            .x_label_formatter(&|tokens| format!("{tokens:.0}"))
-            .x_label_style(font(TEXT_SIZE).color(&INK))
-            .x_desc(TOKENS)
-            .y_labels(8)
-            .y_label_formatter(&|ratio| format!("{ratio:.2}"))
-            .y_label_style(font(TEXT_SIZE).color(&INK))
-            .y_desc(RATIO)
-            .axis_desc_style(font(TEXT_SIZE).color(&INK))
-            .draw()?;
-        canvas.draw(&PathElement::new([(LEFT, one), (right + RIGHT, one)], INK.stroke_width(2)))?;
-        text(canvas, "PAF faster", (right + 10, one - 12), TEXT_SIZE, HPos::Left, INK, true)?;
-        text(canvas, "PAF slower", (right + 10, one + 14), TEXT_SIZE, HPos::Left, SLOWER, true)?;
+        let label = |ratio: &f64| format!("{ratio:.2}");
+        Axes { tokens: &self.tokens, names: [TOKENS, RATIO], labels: 8, label: &label }.draw(&mut chart)?;
+        draw_one(canvas, one, right)?;
 
         let places: Vec<_> = places.into_iter().map(|place| place.round() as i32).collect();
         let height = |ratio| chart.plotting_area().map_coordinate(&(self.tokens.ends.0, ratio)).1;

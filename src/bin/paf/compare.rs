@@ -7,14 +7,14 @@ use clap::Args;
 use paf_cuda::measure::compare::{Experiment, Peer, Subject, Way, anchors};
 use paf_cuda::measure::report::shape_name;
 use paf_cuda::measure::speedup::{Engine, Mode, Step};
-use paf_cuda::measure::timing::Effort;
 use paf_cuda::{Dtype, Error};
 
-use super::options::{self, ModelArguments, NoiseArguments, ShapeArguments};
+use super::options::{ModelArguments, SamplingArguments, ShapeArguments};
 use super::output::{Sink, note, progress, warnings, write_result};
 use super::select::DeviceArguments;
 
 #[derive(Debug, Args)]
+#[command(mut_arg("seconds", |seconds| seconds.default_value("3")))]
 pub struct Arguments {
     #[command(flatten)]
     model: ModelArguments,
@@ -34,14 +34,8 @@ pub struct Arguments {
     dtype: Dtype,
     #[command(flatten)]
     device: DeviceArguments,
-    /// Seconds to sample each batch shape for.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
     #[command(flatten)]
-    noise: NoiseArguments,
-    /// Seed of weights and activations.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    sampling: SamplingArguments,
     /// Write everything, with all raw samples, to a file, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
@@ -53,12 +47,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         schedules: Vec::new(),
         modes: vec![Mode::Graph],
         ways: Way::ALL.into_iter().filter(|way| arguments.peers.contains(way)).collect(),
-        seed: arguments.seed,
-        effort: Effort {
-            budget: options::seconds(arguments.seconds)?,
-            noise: Some(arguments.noise.share()?),
-            ..Effort::default()
-        },
+        seed: arguments.sampling.seed,
+        effort: arguments.sampling.effort()?,
     };
     experiment.validate()?;
     let sink = Sink::open(arguments.json.as_deref())?;

@@ -1,34 +1,28 @@
 //! `paf complexity`.
 
 use std::path::{Path, PathBuf};
-#[cfg(feature = "checkpoint")]
-use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Args;
-#[cfg(feature = "checkpoint")]
-use paf_cuda::checkpoint::Checkpoint;
 #[cfg(feature = "cuda")]
 use paf_cuda::gpu::Device;
 use paf_cuda::measure::complexity::{Experiment, Report};
 use paf_cuda::measure::devices::{self, Description};
 use paf_cuda::measure::plot;
-use paf_cuda::measure::speedup::Weights;
 use paf_cuda::{Dtype, Error};
 
-use super::options::{Model, ModelArguments, ShapeArguments};
-use super::output::{Sink, note, print, warnings};
 #[cfg(feature = "cuda")]
-use super::{options, output};
+use super::options::SamplingArguments;
+use super::options::{ShapeArguments, StackArguments};
+#[cfg(feature = "cuda")]
+use super::output::progress;
+use super::output::{Sink, note, print, warnings};
 
 #[derive(Debug, Args)]
+#[cfg_attr(feature = "cuda", command(mut_arg("seconds", of_device)))]
 pub struct Arguments {
     #[command(flatten)]
-    model: ModelArguments,
-    /// The dimensions and weights of a checkpoint in Hugging Face's format: a folder.
-    #[cfg(feature = "checkpoint")]
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "hidden_size"])]
-    checkpoint: Option<PathBuf>,
+    stack: StackArguments,
     #[command(flatten)]
     shapes: ShapeArguments,
     /// Element type, bf16 or f16.
@@ -42,23 +36,21 @@ pub struct Arguments {
     #[cfg(feature = "cuda")]
     #[arg(long)]
     portable: bool,
-    /// Seconds to sample each batch shape for, on a CUDA device.
-    #[cfg(feature = "cuda")]
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
     #[cfg(feature = "cuda")]
     #[command(flatten)]
-    noise: options::NoiseArguments,
-    /// Seed of activations, and of weights that are random.
-    #[cfg(feature = "cuda")]
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    sampling: SamplingArguments,
     /// Write everything, with all raw samples, to a file, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
     /// Draw times and ratios beside seq_len: an SVG in a file, or on stdout (-).
     #[arg(long, value_name = "FILE|-")]
     plot: Option<PathBuf>,
+}
+
+/// `--seconds`, which is of account where there is a device.
+#[cfg(feature = "cuda")]
+fn of_device(seconds: clap::Arg) -> clap::Arg {
+    seconds.default_value("2").help("Seconds to sample each batch shape for, on a CUDA device")
 }
 
 /// What `--device` names.
@@ -74,7 +66,7 @@ const SEQ_LENS: [usize; 8] = [64, 128, 256, 512, 1024, 2048, 4096, 8192];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let choice = choice(arguments.device.as_deref())?;
-    let (model, weights) = model(arguments)?;
+    let (model, weights) = arguments.stack.stack(false)?;
     let experiment = Experiment {
         model: model.name,
         config: model.config,
@@ -122,32 +114,16 @@ fn choice(device: Option<&str>) -> Result<Choice> {
     Ok(Choice::Described(Description::parse(&text).with_context(|| format!("{device} describes no device"))?))
 }
 
-/// The layers, and where their weights come from.
-fn model(arguments: &Arguments) -> Result<(Model, Weights)> {
-    #[cfg(feature = "checkpoint")]
-    if let Some(folder) = &arguments.checkpoint {
-        let checkpoint = Checkpoint::open(folder)?;
-        let model = arguments.model.of(checkpoint.config(), false)?;
-        return Ok((model, Weights::Checkpoint(Arc::new(checkpoint))));
-    }
-    Ok((arguments.model.model(false)?, Weights::Random))
-}
-
 #[cfg(feature = "cuda")]
 fn measure(arguments: &Arguments, experiment: &Experiment, ordinal: usize) -> Result<Report> {
     use paf_cuda::measure::complexity::Step;
     use paf_cuda::measure::report::shape_name;
-    use paf_cuda::measure::timing::Effort;
 
-    let effort = Effort {
-        budget: options::seconds(arguments.seconds)?,
-        noise: Some(arguments.noise.share()?),
-        ..Effort::default()
-    };
+    let effort = arguments.sampling.effort()?;
     let device = if arguments.portable { Device::portable(ordinal) } else { Device::new(ordinal) };
     let device = device.with_context(|| format!("without a device nothing can be measured: {}", descriptions()))?;
-    let bar = output::progress(experiment.shapes.len());
-    let report = experiment.measure(&device, arguments.seed, effort, |step| match step {
+    let bar = progress(experiment.shapes.len());
+    let report = experiment.measure(&device, arguments.sampling.seed, effort, |step| match step {
         Step::Weights { n, of } => bar.set_message(format!("weights of layer {n} of {of}")),
         Step::Shape(i) => {
             let shape = &experiment.shapes[i];

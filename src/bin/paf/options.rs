@@ -1,11 +1,18 @@
-//! Options that several commands have: what the layers are, what the batches are, how long to measure.
+//! Options that several commands have: what the layers are, what the batches are, how to launch, how long to measure.
 
+#[cfg(feature = "checkpoint")]
+use std::path::PathBuf;
+#[cfg(feature = "checkpoint")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+#[cfg(feature = "checkpoint")]
+use paf_cuda::checkpoint::Checkpoint;
 use paf_cuda::config::{Rotary, preset};
-use paf_cuda::measure::timing::NOISE;
+use paf_cuda::measure::speedup::{Mode, Weights};
+use paf_cuda::measure::timing::{Effort, NOISE};
 use paf_cuda::{BatchShape, Design, EncoderConfig, Error, LayerConfig};
 
 /// The layers.
@@ -108,7 +115,7 @@ impl ModelArguments {
 
     /// The layers of `config`, in the parallel design and with what else was asked for.
     #[cfg(feature = "checkpoint")]
-    pub fn of(&self, config: &EncoderConfig, cpu: bool) -> Result<Model> {
+    fn of(&self, config: &EncoderConfig, cpu: bool) -> Result<Model> {
         let there = config.num_hidden_layers;
         if let Some(layers) = self.layers.filter(|&layers| layers > there) {
             let (got, expected) = (layers.to_string(), format!("at most {there}, which the checkpoint has"));
@@ -134,6 +141,30 @@ impl ModelArguments {
         };
         config.validate()?;
         Ok(Model { name, config, rotary_left_out })
+    }
+}
+
+/// The layers, random or of a checkpoint.
+#[derive(Debug, Args)]
+pub struct StackArguments {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// The dimensions and weights of a checkpoint in Hugging Face's format, of which there are the first --layers: a folder.
+    #[cfg(feature = "checkpoint")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "hidden_size"])]
+    pub checkpoint: Option<PathBuf>,
+}
+
+impl StackArguments {
+    /// The layers, and where their weights come from.
+    pub fn stack(&self, cpu: bool) -> Result<(Model, Weights)> {
+        #[cfg(feature = "checkpoint")]
+        if let Some(folder) = &self.checkpoint {
+            let checkpoint = Checkpoint::open(folder)?;
+            let model = self.model.of(checkpoint.config(), cpu)?;
+            return Ok((model, Weights::Checkpoint(Arc::new(checkpoint))));
+        }
+        Ok((self.model.model(cpu)?, Weights::Random))
     }
 }
 
@@ -177,6 +208,42 @@ impl ShapeArguments {
             }
         }
         Ok(shapes)
+    }
+}
+
+/// A way to launch, as it is asked for.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Launch {
+    Eager,
+    Graph,
+}
+
+impl From<Launch> for Mode {
+    fn from(launch: Launch) -> Self {
+        match launch {
+            Launch::Eager => Self::Eager,
+            Launch::Graph => Self::Graph,
+        }
+    }
+}
+
+/// How long to sample layers, and on what numbers. A command may have another default of `--seconds`.
+#[derive(Debug, Args)]
+pub struct SamplingArguments {
+    /// Seconds to sample each batch shape for.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    #[command(flatten)]
+    noise: NoiseArguments,
+    /// Seed of activations, and of weights that are random.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+}
+
+impl SamplingArguments {
+    pub fn effort(&self) -> Result<Effort> {
+        let (budget, noise) = (seconds(self.seconds)?, Some(self.noise.share()?));
+        Ok(Effort { budget, noise, ..Effort::default() })
     }
 }
 

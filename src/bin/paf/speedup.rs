@@ -1,22 +1,18 @@
 //! `paf speedup`.
 
 use std::path::PathBuf;
-#[cfg(feature = "checkpoint")]
-use std::sync::Arc;
 
 use anyhow::Result;
 #[cfg(feature = "tokenizers")]
 use clap::ArgGroup;
-use clap::{Args, ValueEnum};
-#[cfg(feature = "checkpoint")]
-use paf_cuda::checkpoint::Checkpoint;
+use clap::Args;
 use paf_cuda::measure::report::{self, Report, shape_name};
 use paf_cuda::measure::speedup::{Choice, Engine, Experiment, Mode, Step, Weights};
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{BatchShape, Dtype, Error};
 
 use super::baseline::{BaselineArguments, compared};
-use super::options::{self, Model, ModelArguments, NoiseArguments, ShapeArguments};
+use super::options::{Launch, SamplingArguments, ShapeArguments, StackArguments};
 use super::output::{Sink, note, print, progress, warnings};
 #[cfg(feature = "tokenizers")]
 use super::run::texts::TextArguments;
@@ -34,11 +30,7 @@ use super::select::{self, Backend, DeviceArguments};
 )]
 pub struct Arguments {
     #[command(flatten)]
-    model: ModelArguments,
-    /// The dimensions and weights of a checkpoint in Hugging Face's format, of which there are the first --layers: a folder.
-    #[cfg(feature = "checkpoint")]
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "hidden_size"])]
-    checkpoint: Option<PathBuf>,
+    stack: StackArguments,
     #[command(flatten)]
     shapes: ShapeArguments,
     /// Schedules of the parallel design; auto is what the planner finds to be the fastest, for SAF as well [default: all four and
@@ -59,14 +51,8 @@ pub struct Arguments {
     /// Threads of the CPU engine [default: all]
     #[arg(long)]
     threads: Option<usize>,
-    /// Seconds to sample each batch shape for.
-    #[arg(long, default_value_t = 5.0)]
-    seconds: f64,
     #[command(flatten)]
-    noise: NoiseArguments,
-    /// Seed of activations, and of weights that are random.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    sampling: SamplingArguments,
     /// Write everything, with all raw samples, to a file, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
@@ -80,18 +66,8 @@ pub struct Arguments {
     texts: TextArguments,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Launch {
-    Eager,
-    Graph,
-}
-
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let effort = Effort {
-        budget: options::seconds(arguments.seconds)?,
-        noise: Some(arguments.noise.share()?),
-        ..Effort::default()
-    };
+    let effort = arguments.sampling.effort()?;
     let baseline = arguments.baseline.open::<Report>(report::SCHEMA)?;
     let engine = engine(arguments)?;
     let experiment = experiment(arguments, matches!(engine, Engine::Cpu), effort)?;
@@ -146,34 +122,19 @@ fn engine(arguments: &Arguments) -> Result<Engine> {
 }
 
 fn experiment(arguments: &Arguments, cpu: bool, effort: Effort) -> Result<Experiment> {
-    let (model, weights) = model(arguments, cpu)?;
+    let (model, weights) = arguments.stack.stack(cpu)?;
     let shapes = shapes(arguments, &weights, cpu)?;
-    let modes = arguments.modes.iter().map(|mode| match mode {
-        Launch::Eager => Mode::Eager,
-        Launch::Graph => Mode::Graph,
-    });
     Ok(Experiment {
         model: model.name,
         config: model.config,
         rotary_left_out: model.rotary_left_out,
         schedules: arguments.schedules.clone(),
-        modes: modes.collect(),
+        modes: arguments.modes.iter().copied().map(Mode::from).collect(),
         shapes,
         weights,
-        seed: arguments.seed,
+        seed: arguments.sampling.seed,
         effort,
     })
-}
-
-/// The layers, and where their weights come from.
-fn model(arguments: &Arguments, cpu: bool) -> Result<(Model, Weights)> {
-    #[cfg(feature = "checkpoint")]
-    if let Some(folder) = &arguments.checkpoint {
-        let checkpoint = Checkpoint::open(folder)?;
-        let model = arguments.model.of(checkpoint.config(), cpu)?;
-        return Ok((model, Weights::Checkpoint(Arc::new(checkpoint))));
-    }
-    Ok((arguments.model.model(cpu)?, Weights::Random))
 }
 
 /// The batches: that of the texts, if there are any.
@@ -181,7 +142,7 @@ fn model(arguments: &Arguments, cpu: bool) -> Result<(Model, Weights)> {
 fn shapes(arguments: &Arguments, weights: &Weights, cpu: bool) -> Result<Vec<BatchShape>> {
     #[cfg(feature = "tokenizers")]
     if let (Weights::Checkpoint(checkpoint), Some(folder), false) =
-        (weights, &arguments.checkpoint, arguments.texts.are_absent())
+        (weights, &arguments.stack.checkpoint, arguments.texts.are_absent())
     {
         return Ok(vec![BatchShape::packed(arguments.texts.lengths(folder, checkpoint)?)?]);
     }

@@ -6,11 +6,11 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use paf_cuda::gpu::cupti::Place;
 use paf_cuda::measure::report::shape_name;
-use paf_cuda::measure::speedup::{Choice, Mode, Step};
+use paf_cuda::measure::speedup::{Choice, Step};
 use paf_cuda::measure::trace::{Experiment, Source};
 use paf_cuda::{Dtype, Error};
 
-use super::options::{ModelArguments, ShapeArguments};
+use super::options::{Launch, ModelArguments, ShapeArguments};
 use super::output::{Sink, progress, write_result};
 use super::select::DeviceArguments;
 
@@ -46,12 +46,6 @@ pub struct Arguments {
     /// Write the timeline to a file, which ui.perfetto.dev and chrome://tracing open, or to stdout (-).
     #[arg(long, value_name = "FILE|-")]
     json: Option<PathBuf>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Launch {
-    Eager,
-    Graph,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -110,10 +104,7 @@ fn experiment(arguments: &Arguments) -> Result<Experiment> {
         config,
         rotary_left_out: model.rotary_left_out,
         choice,
-        mode: match arguments.mode {
-            Launch::Eager => Mode::Eager,
-            Launch::Graph => Mode::Graph,
-        },
+        mode: arguments.mode.into(),
         shape,
         seed: arguments.seed,
         source: match arguments.times {

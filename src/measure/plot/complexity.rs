@@ -5,9 +5,10 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
 use super::marks::{Canvas, Drawn, INK, LABEL_SIZE, Legend, Symbol, TEXT_SIZE, TITLE_SIZE};
-use super::marks::{colour, font, interval, line, marker, text};
+use super::marks::{colour, interval, line, marker, text};
 use super::place::{TokenAxis, extent, text_width};
-use super::{ABOVE_LEGEND, EDGE, FREE_SHARE, GRID, LEAST_RATIO_RANGE, LEFT, RIGHT, SLOWER, SLOWER_REGION};
+use super::plane::{Axes, draw_one};
+use super::{ABOVE_LEGEND, EDGE, FREE_SHARE, LEAST_RATIO_RANGE, LEFT, RIGHT, SLOWER_REGION};
 use crate::error::{Error, Result};
 use crate::measure::complexity::{Case, Report, Subject};
 use crate::measure::report::{Spread, significant};
@@ -283,9 +284,7 @@ impl<'a> Figure<'a> {
             let one = place(self.seq_lens.ends.0, 1.0).1;
             canvas
                 .draw(&Rectangle::new([(LEFT + 1, one), (right + RIGHT, bottom)], SLOWER_REGION.mix(0.6).filled()))?;
-            canvas.draw(&PathElement::new([(LEFT, one), (right + RIGHT, one)], INK.stroke_width(2)))?;
-            text(canvas, "PAF faster", (right + 10, one - 12), TEXT_SIZE, HPos::Left, INK, true)?;
-            text(canvas, "PAF slower", (right + 10, one + 14), TEXT_SIZE, HPos::Left, SLOWER, true)?;
+            draw_one(canvas, one, right)?;
             lines.iter().try_for_each(|line| draw_line(canvas, line, place))
         })
     }
@@ -332,22 +331,8 @@ impl<'a> Figure<'a> {
             .set_label_area_size(LabelAreaPosition::Left, LEFT - EDGE)
             .set_label_area_size(LabelAreaPosition::Bottom, BELOW_PLANE - EDGE)
             .build_cartesian_2d((self.seq_lens.ends.0..self.seq_lens.ends.1).log_scale().base(2.0), axis)?;
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .bold_line_style(GRID)
-            .light_line_style(TRANSPARENT)
-            .axis_style(INK)
-            .x_labels(self.seq_lens.most_labels(TEXT_SIZE))
-            .x_label_formatter(&|seq_len| format!("{seq_len:.0}"))
-            .x_label_style(font(TEXT_SIZE).color(&INK))
-            .x_desc("seq_len, log scale")
-            .y_labels(6)
-            .y_label_formatter(label)
-            .y_label_style(font(TEXT_SIZE).color(&INK))
-            .y_desc(name)
-            .axis_desc_style(font(TEXT_SIZE).color(&INK))
-            .draw()?;
+        let names = ["seq_len, log scale", name];
+        Axes { tokens: &self.seq_lens, names, labels: 6, label }.draw(&mut chart)?;
         draw(&|x, y| chart.plotting_area().map_coordinate(&(x, y)))
     }
 }
