@@ -14,7 +14,7 @@ use crate::gpu::launch::{Function, Grid, Module, TensorMap};
 use crate::gpu::memory::Matrix;
 use crate::gpu::plan::{self, Limits};
 use crate::gpu::rotary::RotationParams;
-use crate::gpu::tiles::{GEMM_MAX_PARTS, GEMM_SM90_TILES, Sm90GemmTile};
+use crate::gpu::tiles::{GEMM_MAX_PARTS, GEMM_SM90_TILES, GEMM_TILE_K, Sm90GemmTile};
 
 /// The kernels of one element type.
 pub(in crate::gpu) struct Sm90Gemm {
@@ -294,6 +294,7 @@ pub(super) fn counted(tile: usize, cluster: Cluster, m: usize, columns: usize) -
 fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2], shared_bytes: usize) -> Result<()> {
     const OPERATION: &str = "gemm";
     let (most, steps) = (tile.stages_in(shared_bytes, cluster), tile.steps(steps));
+    let step = tile.panels * GEMM_TILE_K;
     if stages < 2 || stages > most {
         return Err(Error::mismatch(OPERATION, "stages", stages, format!("2 to {most} for tile {}", tile.name)));
     }
@@ -318,15 +319,11 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2]
             return Err(Error::mismatch(OPERATION, "parts of K", parts, format!("none for tile {}", tile.name)));
         }
         Cluster::Split(split) if !matches!(split, 2 | 4 | 8) || some_are_empty(steps, split) => {
-            let expected =
-                format!("2, 4 or 8, each with some of the {steps:?} steps of {} along K", super::GEMM_TILE_K);
+            let expected = format!("2, 4 or 8, each with some of the {steps:?} steps of {step} along K");
             return Err(Error::mismatch(OPERATION, "split of K", split, expected));
         }
         Cluster::Parts { parts, .. } if !(2..=GEMM_MAX_PARTS).contains(&parts) || some_are_empty(steps, parts) => {
-            let expected = format!(
-                "2 to {GEMM_MAX_PARTS}, each with some of the {steps:?} steps of {} along K",
-                super::GEMM_TILE_K
-            );
+            let expected = format!("2 to {GEMM_MAX_PARTS}, each with some of the {steps:?} steps of {step} along K");
             return Err(Error::mismatch(OPERATION, "parts of K", parts, expected));
         }
         Cluster::Split(_) | Cluster::Parts { .. } => {}

@@ -15,7 +15,7 @@ use crate::weights::NormWeights;
 /// Every tile, with each number of parts in turn, few and many stages; fewer tiles than multiprocessors, and more.
 pub(super) fn cases(device: &Device) -> Vec<Case> {
     const SHAPES: [(usize, usize, [usize; 2]); 5] =
-        [(65, 264, [584, 200]), (1, 8, [520, 8]), (257, 1032, [136, 1160]), (5, 2056, [72, 520]), (2, 4104, [520, 8])];
+        [(65, 264, [936, 200]), (1, 8, [904, 8]), (257, 1032, [136, 1160]), (5, 2056, [72, 904]), (2, 4104, [904, 8])];
     let mut variants = Vec::new();
     for m in [1, 32, 64, 128, 256, 1 << 20] {
         variants.extend(kernel::gemm_variants_in_parts(device, m, 1 << 20));

@@ -84,7 +84,7 @@ fn check_product(
     shape: &BatchShape,
 ) -> Result<Comparison> {
     const HEADS: usize = 5;
-    let (m, n, k) = (shape.rows(), HEADS * head_dim + 72, 584);
+    let (m, n, k) = (shape.rows(), HEADS * head_dim + 72, 936);
     let upload = |rows, cols, seed| Tensor::from_host(device, dtype, rows, cols, &random(dtype, rows, cols, seed));
     let (a, w, bias) = (upload(m, k, 1)?, upload(n, k, 2)?, upload(1, n, 3)?);
     let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
