@@ -306,7 +306,8 @@ pub(super) fn attention_tile(
 /// a tile beside its steps. Measured on an H200; wider heads' steps take longer in proportion.
 const SM90_ATTENTION_NS: [(f64, f64); 4] = [(1000.0, 1500.0), (1170.0, 1500.0), (1500.0, 1500.0), (1100.0, 1500.0)];
 /// What two blocks of one warpgroup on one multiprocessor take for a step each, and beside their steps. On an H100, RoBERTa-large at
-/// 8 × 128, SAF: 1.492 ms with such pairs, 1.602 with one block of two warpgroups.
+/// 8 × 128, SAF: 1.492 ms with such pairs, 1.602 with one block of two warpgroups. At other head widths pairs count for nothing: at
+/// head_dim 80, 4 × 16 × 2048, they take 381 µs where blocks of two warpgroups take 216.
 const SM90_ATTENTION_PAIR_NS: (f64, f64) = (1130.0, 1200.0);
 
 /// Estimated time of one tile of Hopper's attention, alone on a multiprocessor or as one of two; of causal ones, on average.
@@ -327,8 +328,9 @@ pub(super) fn sm90_attention_ns(
     causal: bool,
     multiprocessors: usize,
 ) -> f64 {
-    let blocks = ATTENTION_SM90_TILES[index].blocks;
-    let paired = blocks > 1 && tiles > multiprocessors;
+    let tile = &ATTENTION_SM90_TILES[index];
+    let blocks = tile.blocks;
+    let paired = blocks > 1 && tile.head_dim == 64 && tiles > multiprocessors;
     let places = if paired { multiprocessors * blocks } else { multiprocessors };
     let tile_ns = |causal| sm90_attention_tile_ns(index, seq_len, causal, paired);
     // The last tile along a causal sequence sees all of it.

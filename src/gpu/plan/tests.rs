@@ -164,6 +164,8 @@ fn hopper_attention_takes_large_tiles_once_they_fill_the_device() {
         [64, 64, 256, 256, 256]
     );
     assert!(attention_sm90(72, |_| 16, 128, false, 132).is_none());
+    let wide = attention_sm90(80, |rows| 64 * 2048usize.div_ceil(rows), 2048, false, 132).unwrap();
+    assert_eq!(ATTENTION_SM90_TILES[wide].rows(), 128);
     // In one round, the longest of causal tiles is what counts.
     let causal = attention_sm90(64, |rows| 16 * 2048usize.div_ceil(rows), 2048, true, 132).unwrap();
     assert_eq!(ATTENTION_SM90_TILES[causal].rows(), 64);
