@@ -44,7 +44,8 @@
 //
 // What loads alone take, without products (a ring of the same boxes on an H100, µs a launch, one after the other by programmatic
 // dependent launch; here the products that overlap so): 128×28672×4096 78.6 (86.7), 128×4096×20480 59 (65), 128×14336×2048 21.4 (26.1),
-// 128×2048×10240 16.1 (22.9), 128×7168×1024 6.0 (7.4).
+// 128×2048×10240 16.1 (22.9), 128×7168×1024 6.0 (7.4). Sharing A in clusters of two or four does not make loads faster (128×7168×1024
+// 6.7 → 7.2, 7.3), 128 columns a tile a little (6.2): device memory sets the pace, and each launch begins and ends without it.
 //
 // Tried on an H200, and what came of it:
 //   Barriers of cluster scope with release or acquire: a fence of the whole device each step, half the speed. Relaxed ones do.
@@ -67,6 +68,11 @@
 //   What the next product reads first of its weights brought into L2 once this one has asked for all of its own, by bulk prefetches:
 //     RoBERTa-large 1 × 128 0.414 → 0.421 ms with 4 MB, 0.488 with 16; pythia-1.4b 1 × 128 1.01 → 1.08 to 1.12; gpt-j-6b 3.57 → 3.64 to
 //     3.74. By prefetches of single lines: up to twice as slow. Perhaps both hold up the block's own copies.
+//   128×128 with half of a multiprocessor's registers and memory (three stages), beside attention in tiles of 64 queries, one a
+//     multiprocessor: RoBERTa-large fused 4 × 512 104.0 → 106.8 µs a layer, 8 × 512 197 → 210. Three stages are too few for what L2 takes
+//     to answer then: that product without attention beside it takes 18 µs longer than with six.
+//   No pause between the first loads of tiles with two panels: serial layers of few tokens 1 to 7 % faster, fused ones up to 3 % slower;
+//     only where there are more than 96 blocks: the same, half as much.
 //   Counting a tile for attention after five steps of the next one, or three: at 1 × 512 attention begins 10.9 or 9.6 µs after the first
 //     product.
 #include "gemm_sm90_finish.cuh"
