@@ -69,10 +69,10 @@
 //     RoBERTa-large 1 × 128 0.414 → 0.421 ms with 4 MB, 0.488 with 16; pythia-1.4b 1 × 128 1.01 → 1.08 to 1.12; gpt-j-6b 3.57 → 3.64 to
 //     3.74. By prefetches of single lines: up to twice as slow. Perhaps both hold up the block's own copies.
 //   128×128 with half of a multiprocessor's registers and memory (three stages), beside attention in tiles of 64 queries, one a
-//     multiprocessor: RoBERTa-large fused 4 × 512 104.0 → 106.8 µs a layer, 8 × 512 197 → 210. Three stages are too few for what L2 takes
-//     to answer then: that product without attention beside it takes 18 µs longer than with six.
-//   No pause between the first loads of tiles with two panels: serial layers of few tokens 1 to 7 % faster, fused ones up to 3 % slower;
-//     only where there are more than 96 blocks: the same, half as much.
+//     multiprocessor, on an H100: RoBERTa-large fused 4 × 512 104.0 → 106.8 µs a layer, 8 × 512 197 → 210. Three stages are too few for
+//     what L2 takes to answer then: that product without attention beside it takes 18 µs longer than with six.
+//   No pause between the first loads of tiles with two panels, on an H100: serial layers of few tokens 1 to 7 % faster, fused ones up to
+//     3 % slower; only where there are more than 96 blocks: the same, half as much.
 //   Counting a tile for attention after five steps of the next one, or three: at 1 × 512 attention begins 10.9 or 9.6 µs after the first
 //     product.
 #include "gemm_sm90_finish.cuh"

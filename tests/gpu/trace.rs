@@ -61,15 +61,13 @@ fn traced(device: &Device, design: Design, schedule: Schedule, source: Source, m
     let complete =
         file["traceEvents"].as_array().map_or(0, |events| events.iter().filter(|event| event["ph"] == "X").count());
     check(slices.len() == kernels && complete == kernels, &format!("expected {kernels} kernels"))?;
-    // Times of the size of a call's. Between the kernels of an eager call lies what observing costs the host, as much as that is slow; and
-    // a call that nobody observes may have waited for the host, too.
+    // As long as a call takes, with what observing it costs, eager calls more than others.
     let (summary, forward_us) = (&trace.about.summary, trace.about.forward_us.median);
     check(slices.iter().all(|slice| 0.0 <= slice.start_us && slice.start_us < slice.end_us), "a slice of no length")?;
     check(slices.iter().all(|slice| slice.end_us <= summary.span_us + 1e-6), "a slice beyond the end")?;
     check(summary.busy_us <= summary.span_us + 1e-6, "more busy than there was time")?;
-    let paced_us = if mode == Mode::Graph { summary.span_us } else { summary.busy_us };
-    check(paced_us < 3.0 * forward_us + 100.0, &format!("longer than a call of {forward_us} µs"))?;
-    check(paced_us > 0.1 * forward_us, &format!("shorter than a call of {forward_us} µs"))?;
+    check(summary.span_us < 3.0 * forward_us + 100.0, &format!("longer than a call of {forward_us} µs"))?;
+    check(summary.span_us > 0.5 * forward_us, &format!("shorter than a call of {forward_us} µs"))?;
     // Branches of one stream wait for each other. Those of two run together where the device, not the host, sets the pace.
     let share = summary.together_share.unwrap_or(f64::NAN);
     check((0.0..=1.0).contains(&share), "no share of the time together")?;
