@@ -176,6 +176,7 @@ fn bad_choices_of_timelines_are_usage_errors() {
     refuses(&["trace", "--batch", "1,2"], 2, &["2 shapes", "one shape"]);
     refuses(&["trace", "--saf", "--schedule", "fused"], 2, &["schedule fused with design saf-post", "serial"]);
     refuses(&["trace", "--schedule", "three-stream"], 2, &["three-stream", "hybrid or auto"]);
+    refuses(&["trace", "--schedule", "fused wide=sm90:128x64"], 2, &["wide=sm90:128x64", "wide-first"]);
     refuses(&["trace", "--times", "events"], 2, &["events in mode graph", "mode eager"]);
     refuses(&["trace", "--times", "cupti", "--cupti", "missing/libcupti.so"], 2, &["missing/libcupti.so", "events"]);
     refuses(&["trace", "--layers", "0"], 2, &["num_hidden_layers = 0"]);

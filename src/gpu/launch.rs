@@ -292,7 +292,7 @@ impl Kernels {
             .collect::<Result<_>>()?;
         let pool = embed_module.function(device, "pool", embed::POOL_THREADS, 0)?;
         let tanh = embed_module.function(device, "tanh_floats", embed::TANH_THREADS, 0)?;
-        let delay = probe_module.function(device, "delay", 1, 0)?;
+        let delay = probe_module.function(device, observe::DELAY, 1, 0)?;
         let kernels = Self {
             dtype,
             overlaps: hopper,

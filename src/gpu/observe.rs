@@ -7,6 +7,9 @@ use super::device::{Event, Stream};
 use super::plan::LayerProduct;
 use crate::error::Result;
 
+/// The kernel of [`Stream::hold_back`], which is no part of a call.
+pub(crate) const DELAY: &str = "delay";
+
 /// What a kernel does in its layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {

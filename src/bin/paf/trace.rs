@@ -1,9 +1,11 @@
 //! `paf trace`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use paf_cuda::gpu::Plan;
 use paf_cuda::gpu::cupti::Place;
 use paf_cuda::measure::report::shape_name;
 use paf_cuda::measure::speedup::{Choice, Step};
@@ -23,9 +25,9 @@ pub struct Arguments {
     saf: bool,
     #[command(flatten)]
     shapes: ShapeArguments,
-    /// Schedule; auto is what the planner finds to be the fastest [default: auto]
-    #[arg(long)]
-    schedule: Option<Choice>,
+    /// Schedule, or a whole plan as `paf plan` prints it; auto is what the planner finds to be the fastest.
+    #[arg(long, default_value = "auto")]
+    schedule: String,
     /// How to launch.
     #[arg(long, value_enum, default_value = "graph")]
     mode: Launch,
@@ -40,6 +42,10 @@ pub struct Arguments {
     /// libcupti.so, or the folder that it is in [default: PAF_CUPTI, else where the loader and CUDA installations have it]
     #[arg(long, value_name = "PATH")]
     cupti: Option<PathBuf>,
+    /// Keep the device waiting before each call for so many µs, while the host launches it: what the device makes of an eager call by
+    /// itself, without the gaps of a host that launches more slowly than the device runs.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    head_start: u32,
     /// Seed of weights and activations.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -84,10 +90,14 @@ fn experiment(arguments: &Arguments) -> Result<Experiment> {
     if arguments.saf {
         config.layer.design = config.layer.design.serial();
     }
-    let choice = arguments.schedule.unwrap_or(Choice::Auto);
-    if let Choice::Fixed(schedule) = choice {
-        schedule.check(config.layer.design)?;
-    }
+    let plan = match arguments.schedule.contains(' ') {
+        true => Some(arguments.schedule.parse()?),
+        false => match arguments.schedule.parse()? {
+            Choice::Fixed(schedule) => Some(Plan::from(schedule)),
+            Choice::Auto => None,
+        },
+    };
+    plan.map_or(Ok(()), |plan| plan.schedule().check(config.layer.design))?;
     let mut shapes = arguments.shapes.shapes(&[1], &[128])?;
     let shape = match (shapes.pop(), shapes.is_empty()) {
         (Some(shape), true) => shape,
@@ -103,7 +113,7 @@ fn experiment(arguments: &Arguments) -> Result<Experiment> {
         model: model.name,
         config,
         rotary_left_out: model.rotary_left_out,
-        choice,
+        plan,
         mode: arguments.mode.into(),
         shape,
         seed: arguments.seed,
@@ -112,5 +122,6 @@ fn experiment(arguments: &Arguments) -> Result<Experiment> {
             Times::Cupti => Source::Cupti(cupti),
             Times::Events => Source::Events,
         },
+        head_start: Duration::from_micros(arguments.head_start.into()),
     })
 }

@@ -38,8 +38,8 @@ pub struct Experiment {
     pub config: EncoderConfig,
     /// Whether the model has rotary embeddings that `config` leaves out, for the report.
     pub rotary_left_out: bool,
-    /// Schedule.
-    pub choice: Choice,
+    /// What to run; `None` for the planner's choice.
+    pub plan: Option<Plan>,
     /// How the launches reach the device.
     pub mode: Mode,
     /// The batch.
@@ -48,6 +48,9 @@ pub struct Experiment {
     pub seed: u64,
     /// Where times come from.
     pub source: Source,
+    /// How long the device is kept waiting before each call, which the host has for launching it meanwhile: with as long as that takes,
+    /// the timeline is what the device makes of the call by itself. Zero for what a caller sees, where in mode eager gaps are the host's.
+    pub head_start: Duration,
 }
 
 /// Calls before the one that is traced, under the same observation.
@@ -116,10 +119,7 @@ impl Experiment {
         let backend = Gpu::new(device, &self.config, dtype, layers, self.seed)?;
         let run = Run::begin(SCHEMA, backend.machine());
         on_step(Step::Plan);
-        let plan = match self.choice {
-            Choice::Fixed(schedule) => schedule.into(),
-            Choice::Auto => backend.plan(&self.config, &self.shape, PLAN_BUDGET)?,
-        };
+        let plan = self.plan.map_or_else(|| backend.plan(&self.config, &self.shape, PLAN_BUDGET), Ok)?;
         on_step(Step::Verify);
         backend.check_against_oracle(&self.config, plan, &few_tokens(&self.shape)?.0)?;
 
@@ -140,7 +140,7 @@ impl Experiment {
             model: self.model.clone(),
             config: Config::of(&self.config, self.rotary_left_out),
             design: self.config.layer.design.name().into(),
-            schedule: self.choice.name().into(),
+            schedule: self.plan.map_or(Choice::Auto, |plan| Choice::Fixed(plan.schedule())).name().into(),
             plan: plan.to_string(),
             mode: self.mode.name().into(),
             dtype: dtype.to_string(),
@@ -170,6 +170,7 @@ impl Experiment {
             }
         };
         let sample: Candidate<'_> = Box::new(|| {
+            self.give_head_start(stream)?;
             start.record(stream)?;
             call()?;
             end.record(stream)?;
@@ -181,6 +182,10 @@ impl Experiment {
         Ok(median.into())
     }
 
+    fn give_head_start(&self, stream: &Stream) -> Result<()> {
+        if self.head_start.is_zero() { Ok(()) } else { stream.hold_back(self.head_start) }
+    }
+
     fn traced(&self, operands: &Operands<'_>, cupti: &Result<Cupti, String>) -> Result<Traced> {
         let Operands { encoder, plan, stream, batch, x } = operands;
         let device = encoder.device();
@@ -188,14 +193,17 @@ impl Experiment {
         let cupti = match cupti {
             Ok(cupti) => cupti,
             Err(why) => {
-                let mut call =
-                    || observe::timed(stream, || encoder.forward(stream, *plan, batch, x, &mut y, &mut workspace));
+                let mut call = || {
+                    self.give_head_start(stream)?;
+                    observe::timed(stream, || encoder.forward(stream, *plan, batch, x, &mut y, &mut workspace))
+                };
                 for _ in 0..WARM_UP {
                     call()?;
                 }
                 let source = format!(
                     "CUDA events around each kernel, which keep kernels of one stream apart that else overlap (programmatic dependent \
-                     launch); CUPTI: {why}"
+                     launch); CUPTI: {why}{}",
+                    self.head_start_text()
                 );
                 return Ok(Traced { launches: call()?, source, assigned_by: "the launches themselves" });
             }
@@ -209,6 +217,7 @@ impl Experiment {
                     call()?;
                 }
                 session.take(device)?;
+                self.give_head_start(stream)?;
                 let ((), launches) = observe::launches(call)?;
                 (launches, session.take(device)?)
             }
@@ -219,20 +228,34 @@ impl Experiment {
                     graph.launch(stream)?;
                 }
                 session.take(device)?;
+                self.give_head_start(stream)?;
                 graph.launch(stream)?;
                 (launches, session.take(device)?)
             }
         };
-        let (records, by): (Vec<Record>, By) = assign(&launches, &records, self.mode == Mode::Graph)?;
+        let of_call: Vec<Record> = records.into_iter().filter(|record| record.name != observe::DELAY).collect();
+        let (records, by): (Vec<Record>, By) = assign(&launches, &of_call, self.mode == Mode::Graph)?;
         let first = records.iter().map(|record| record.start_ns).min().unwrap_or_default();
         let us = |ns: u64| (ns - first) as f64 / 1e3;
         let spans = records.iter().map(|record| Span { start_us: us(record.start_ns), end_us: us(record.end_ns) });
         let source = format!(
             "CUPTI {}: the device's clock when a kernel's first block begins and when its last one has ended; in sums one that waits for \
-             the kernel before it on its stream counts from that one's end on",
-            cupti.version()
+             the kernel before it on its stream counts from that one's end on{}",
+            cupti.version(),
+            self.head_start_text()
         );
         Ok(Traced { launches: launches.into_iter().zip(spans).collect(), source, assigned_by: by.text() })
+    }
+
+    /// What there is to say of it after the source of the times.
+    fn head_start_text(&self) -> String {
+        match self.head_start {
+            Duration::ZERO => String::new(),
+            time => format!(
+                "; the device was kept waiting for {} µs before each call, while the host launched it",
+                time.as_micros()
+            ),
+        }
     }
 
     /// The kernels, in the order of their launches, their times counted from the first one's start on.
