@@ -34,6 +34,8 @@
 
 using ptx::TensorMap;
 
+enum Next { NEAR_END, WHEN_BEFORE_ENDED, AT_ONCE };  // when the kernel before this has ended
+
 // As src/gpu/attention/sm90.rs lays it out.
 struct AttentionParams {
     TensorMap q, kv;  // of qkv, in boxes of CHUNK columns and the rows of a tile
@@ -46,11 +48,12 @@ struct AttentionParams {
     int k_column, v_column;
     float scale_log2;  // log2(e) / √head_dim
     int causal;
-    int early;  // whether the next kernel may begin once the one before this has ended, not only when this one nears its end
+    int next;  // when the next kernel may begin: as Next below
     // Where the product that makes qkv counts what is there of it (counters.cuh), and how much it is: then this kernel begins while
     // that one still works on other columns. Null if the kernel before has to end first.
     unsigned* ready;
     unsigned ready_count;
+    int ready_is_last;  // whether no later layer of the call waits there
 };
 
 template <typename T, int D, int WARPGROUPS, int BN, int STAGES, int BLOCKS>
@@ -141,15 +144,15 @@ struct Attention {
         if (warp >= PRODUCER) {
             ptx::registers_decrease<PRODUCER_REGISTERS>();
             if (warp == PRODUCER && ptx::elect_one()) {
-                await_operands(p, at);
+                if (p.next == AT_ONCE) ptx::dependents_launch();
                 produce(p, at);
-            }
-            if (warp == PRODUCER + 1 && p.ready != nullptr) {
-                // Whoever waits for this kernel's end relies on that of those before it; and whoever may begin after it, perhaps the
-                // next layer's attention, on the counters' being 0 again (counters.cuh).
+            } else if (warp == PRODUCER + 1) {
+                // Whoever waits for this kernel's end relies on that of those before it.
                 ptx::dependency_wait();
+                if (p.next == WHEN_BEFORE_ENDED) ptx::dependents_launch();
+            } else if (warp == PRODUCER + 2 && p.ready != nullptr && p.ready_is_last && ptx::elect_one()) {
                 ptx::barrier_wait(at.begin, 0);
-                if (p.early) ptx::dependents_launch();
+                count_as_seen(p.ready, gridDim.x);
             }
             __syncwarp();
         } else {
@@ -170,9 +173,8 @@ struct Attention {
     static __device__ __forceinline__ void await_operands(const AttentionParams& p, const Place& at) {
         if (p.ready == nullptr) {
             ptx::dependency_wait();
-            if (p.early) ptx::dependents_launch();
         } else {
-            await_count(p.ready, p.ready_count, gridDim.x);
+            await_count(p.ready, p.ready_count);
         }
         ptx::barrier_arrive(at.begin);
     }
@@ -182,8 +184,13 @@ struct Attention {
         uint32_t q_parity = 1;
         Tile tile;
         for (int round = 0; tile_at(p, round, tile); ++round) {
-            if (tile.steps == 0) continue;
             const int key_head = tile.head / p.group;
+            if (round == 0) {
+                // What the first loads need is computed before.
+                ptx::known(tile.steps), ptx::known(tile.first_row), ptx::known(tile.q0), ptx::known(key_head);
+                await_operands(p, at);
+            }
+            if (tile.steps == 0) continue;
             const auto next = [&](int first_column, int step) {
                 ptx::barrier_wait(at.empty + ring.stage * 8, ring.parity ^ 1);
                 load<BN>(at.stages + ring.stage * STAGE, p.kv, first_column + key_head * D,
@@ -203,7 +210,7 @@ struct Attention {
                 }
             }
         }
-        if (!p.early) ptx::dependents_launch();
+        if (p.next == NEAR_END) ptx::dependents_launch();
     }
 
     // A consumer thread has two rows, `row` and 8 below, and two neighbouring columns in every eight of a tile of scores or

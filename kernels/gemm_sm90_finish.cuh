@@ -50,7 +50,7 @@ struct Chunks {
     __device__ __forceinline__ void begin(const GemmParams& p, const typename Tile::Place& at, const Consumer& me,
                                           typename Tile::Corner corner) {
         if (has_residual(p) && me.leads) {
-            if (!p.first_early) ptx::dependency_wait();
+            if (p.first == WAITS) ptx::dependency_wait();
             ptx::bulk_wait_read<0>();
             for (int chunk = 0; chunk < Tile::BUFFERS && chunk < COUNT; ++chunk) load_residual(p, at, me, corner, chunk);
         }
@@ -214,7 +214,7 @@ struct FinishTokens {
                                           typename Tile::Corner corner) {
         if constexpr (IS_SPLIT) {
             if (has_residual(p) && me.leads) {
-                if (!p.first_early) ptx::dependency_wait();
+                if (p.first == WAITS) ptx::dependency_wait();
                 load_residual_units(p, at, me, corner);
             }
         } else if constexpr (!LEAVES_SUMS) {

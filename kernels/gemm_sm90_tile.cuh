@@ -10,6 +10,20 @@
 
 using ptx::TensorMap;
 
+// To divide by a number of at least 1 that the host knows: 2^64 over it, rounded up (src/gpu/gemm/sm90.rs), or 0 for 1.
+struct Divisor {
+    uint32_t low, high;
+
+    __device__ __forceinline__ uint32_t divides(uint32_t n) const {
+        const uint64_t sum = static_cast<uint64_t>(n) * high + __umulhi(n, low);
+        return (low | high) == 0 ? n : static_cast<uint32_t>(sum >> 32);
+    }
+};
+
+// When the first A of two, and the residual, are there: when the kernels before have ended, as the second A is; before this begins; or, for
+// parts of K, when a pair's count has come so far (counters.cuh).
+enum First { WAITS, IS_THERE, COUNTED };
+
 // As src/gpu/gemm/sm90.rs lays it out.
 struct GemmParams {
     TensorMap a[2], w[2];  // boxes of 64 columns and the rows of a block's slice, 128-byte swizzle; [1] if it is used
@@ -29,12 +43,19 @@ struct GemmParams {
     int parts;                 // of K, whose tiles are apart
     int stages;
     int rows, columns;  // of tiles, or of clusters' tiles where they share
-    int group_m;        // rows that share their W in L2 before the raster moves on
+    int group_m;        // rows, as many as there are at most, that share their W in L2 before the raster moves on
     int a_from;         // column from which on a[1] takes the place of a[0], with one pair only; tiles begin anew there
     int columns_before; // of tiles (clusters' tiles), up to there; more than there are if there is no such column
     int ready_columns;   // only those that begin before this column
-    int first_early;    // whether the first pair's A and the residual are complete when this begins: then only the second A waits
-    Rotation rotation;  // read if something is rotated only, and so last: apart from what every tile reads
+    int first;           // of First below
+    int counts_end;      // whether to count the warpgroups whose tiles are all in memory
+    // Read by few kernels, and so last: what every tile reads lies in fewer lines of the constants' cache, which is cold then.
+    Rotation rotation;
+    Divisor group_tiles, group_rows, last_group_rows;  // tiles of a group; rows of one, and of the last
+    unsigned* end;         // where to count those
+    unsigned* first_pair;  // if `first` is counted
+    unsigned first_count;
+    int first_is_last;     // whether no later layer of the call waits there
 };
 
 // What the products of a module end in, which is compiled once for each (PAF_ENDS): what a product does not need has no code among what
@@ -117,7 +138,7 @@ struct GemmTile {
     };
 
     struct Place {
-        uint32_t stages, output, sums, full, empty, residual, sums_full;  // shared memory
+        uint32_t stages, output, sums, full, empty, residual, sums_full, begin;  // shared memory
         int rank;                                                         // in the cluster
         int rank_n, rank_m;                                               // share: which of the neighbouring tiles
     };
@@ -134,8 +155,8 @@ struct GemmTile {
         }
     };
 
-    // Raster: column by column inside a group of rows, so that a wave shares A and W in L2. Divisions are slow, and the first
-    // load waits for them: one row, which few tokens are, has none. Tiles of one part of K are neighbours: they share A.
+    // Raster: column by column inside a group of rows, so that a wave shares A and W in L2. The first load waits for it: one row, which
+    // few tokens are, has no divisions, and others no slow ones. Tiles of one part of K are neighbours: they share A.
     static __device__ __forceinline__ bool tile_at(const GemmParams& p, const Place& at, int index, Corner& tile) {
         const int tiles = p.rows * p.columns;
         if (index >= tiles * (LEAVES_SUMS ? p.parts : 1)) return false;
@@ -144,13 +165,11 @@ struct GemmTile {
             for (; index >= tiles; index -= tiles) ++tile.part;
         int row = 0, column = index;
         if (p.rows > 1) {
-            const int group_tiles = p.group_m * p.columns;
-            const int group = p.rows > p.group_m ? index / group_tiles : 0;
-            const int first = group * p.group_m;
-            const int rows_in_group = min(p.group_m, p.rows - first);
-            const int in_group = index - group * group_tiles;
-            column = in_group / rows_in_group;
-            row = first + in_group - column * rows_in_group;
+            const int group = p.group_tiles.divides(index), first = group * p.group_m;
+            const int in_group = index - first * p.columns;
+            const bool last = p.rows - first < p.group_m;
+            column = (last ? p.last_group_rows : p.group_rows).divides(in_group);
+            row = first + in_group - column * (last ? p.rows - first : p.group_m);
         }
         tile.m0 = ((row << p.log2_m) + at.rank_m) * BM;
         tile.beside = column >= p.columns_before;

@@ -12,6 +12,9 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 // The value, which all lanes have, in a register of the warp, so that it is not computed anew each time it is used.
 __device__ __forceinline__ uint32_t uniform(uint32_t value) { return __reduce_or_sync(0xffffffff, value); }
 
+// Has the value computed here at the latest, before whatever is waited for next.
+__device__ __forceinline__ void known(int value) { asm volatile("" ::"r"(value)); }
+
 // cp.async: 16 bytes from global to shared memory, past L1. Reads only `bytes` (0 or 16) and fills the rest with zeros.
 __device__ __forceinline__ void copy_async_16(uint32_t shared, const void* global, uint32_t bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(bytes));

@@ -124,6 +124,16 @@ fn trials(device: &Device) -> Vec<Trial> {
                 }));
             }
         }
+        // A tiny product in parts, of which few blocks wait for a count: what overtakes them most easily.
+        let hopper = device.info().compute_capability == (9, 0);
+        if design.is_parallel() && hopper {
+            let name = format!("race {design} fused in parts: same bits, disturbed, 250 repeats");
+            let device = device.clone();
+            trials.push(Trial::test(name, move || {
+                let _together = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+                race(&device, design, "fused wide-second=sm90:64x64:parts3:stages3".parse()?)
+            }));
+        }
         let device = device.clone();
         trials.push(Trial::test(format!("async {design}: forward returns before its stream has run"), move || {
             let _alone = ALONE.write().unwrap_or_else(PoisonError::into_inner);

@@ -34,14 +34,24 @@ pub(super) struct Attention {
     pub(super) variant: Option<AttentionVariant>,
     /// Programmatic dependent launch; the portable kernel ignores it.
     pub(super) overlap: bool,
-    /// Lets the next kernel, if that has `overlap`, begin as soon as the one before this has ended; else when this one has asked for
-    /// all that it reads.
-    pub(super) early: bool,
+    /// When the kernel after this one may begin, if that has `overlap`. For Hopper's kernel; after the portable one it begins at its end.
+    pub(super) next: Next,
     /// For the planner: attention may begin while a product still has other columns to make.
     pub(super) beside: bool,
     /// With `overlap`: `qkv` is complete when that count is, of the product before. Only Hopper's kernel waits for it instead of the
     /// product's end.
     pub(super) ready: Option<Count>,
+}
+
+/// `Next` of kernels/attention_sm90.cu.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// When attention has asked for all that it reads.
+    NearEnd,
+    /// When the kernel before attention has ended.
+    WhenBeforeEnded,
+    /// When all blocks of attention have begun.
+    AtOnce,
 }
 
 /// The planner's choice for this device.
@@ -162,7 +172,7 @@ impl Attention {
             causal: config.causal,
             variant: None,
             overlap: false,
-            early: false,
+            next: Next::NearEnd,
             beside: false,
             ready: None,
         }
@@ -250,7 +260,7 @@ mod tests {
             causal: false,
             variant: None,
             overlap: false,
-            early: false,
+            next: Next::NearEnd,
             beside: false,
             ready: None,
         };

@@ -52,32 +52,54 @@ pub(super) struct Gemm {
     /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. That kernel
     /// must write neither W nor the bias. Only Hopper's kernel can; it is no more than a hint.
     pub(super) overlap: bool,
-    /// With `overlap` and two pairs: the first one's A, and the residual, are complete before the kernel before this one lets
-    /// this one begin, and so need no waiting for.
-    pub(super) first_early: bool,
+    /// With two pairs: when the first one's A, and the residual, are there.
+    pub(super) first: First,
     /// What another kernel needs meanwhile. For the planner.
     pub(super) meanwhile: Meanwhile,
     /// What begins before this has ended. For the planner.
     pub(super) early: Early,
-    /// Tells the next kernel what is there already of C. Only Hopper's kernel can.
-    pub(super) ready: Option<Ready>,
+    /// Tells the next kernels what is there already of C. Only Hopper's kernel can.
+    pub(super) ready: Ready,
 }
 
-/// What a product counts as its tiles reach memory (kernels/counters.cuh), so that the kernel after it can begin before it has ended.
-/// That one makes the counters 0 again: nothing may be counted that nobody waits for.
+/// When a product may read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ready {
-    /// Pointer to two u32, both 0.
-    pub(super) counters: u64,
-    /// The first so many columns of C.
-    pub(super) columns: usize,
+pub(super) enum First {
+    /// When the kernel before has ended.
+    Waits,
+    /// At once: what it reads is complete before the kernel before lets it begin.
+    IsThere,
+    /// When that count is complete, of a kernel that has ended when the one before has. Only for parts of K.
+    Counted(Count),
 }
 
-/// A pair of counters, and what the first one reaches.
+/// What a product counts as its tiles reach memory (kernels/counters.cuh), so that kernels after it can begin before it has ended. Those of
+/// a call's last layer make the counters 0 again: nothing may be counted that nobody waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Ready {
+    /// The first so many columns of C: pointer to two u32; and how many.
+    pub(super) columns: Option<(u64, usize)>,
+    /// All of it: pointer to two u32.
+    pub(super) end: Option<u64>,
+    /// The layers of the call before this one have counted as much each.
+    pub(super) layer: usize,
+    /// No later one will.
+    pub(super) is_last: bool,
+}
+
+/// What [`Ready`] comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counted {
+    pub(super) columns: Option<Count>,
+    pub(super) end: Option<Count>,
+}
+
+/// A pair of counters, what the first one reaches, and whether whoever has seen that is to make them 0 again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count {
     pub(super) counters: u64,
     pub(super) count: u32,
+    pub(super) is_last: bool,
 }
 
 /// What a kernel that runs at the same time has of the device.
@@ -113,10 +135,10 @@ impl Gemm {
             sums: 0,
             variant: None,
             overlap: false,
-            first_early: false,
+            first: First::Waits,
             meanwhile: Meanwhile::default(),
             early: Early::default(),
-            ready: None,
+            ready: Ready::default(),
         }
     }
 
@@ -237,25 +259,27 @@ pub(super) fn settled(kernels: &Kernels, device: &Device, gemm: Gemm) -> Result<
     Ok(Gemm { variant: Some(variant), rotation, ..gemm })
 }
 
-/// Launches the product, and tells what the next kernel may wait for of `ready` instead of its end, if its kernel can count.
+/// Whether the product's kernel can wait for a count: of parts of K, which few rows have.
+pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, gemm: &Gemm) -> Result<bool> {
+    Ok(matches!(gemm.variant(kernels, device)?, GemmVariant::Sm90 { cluster: Cluster::Parts { .. }, .. }))
+}
+
+/// Launches the product, and tells what the next kernels may wait for of `ready` instead of its end, if its kernel can count.
 ///
 /// # Safety
 /// As [`launch`].
-pub(super) unsafe fn launch_counted(
-    kernels: &Kernels,
-    stream: &Stream,
-    gemm: &Gemm,
-    ready: Ready,
-) -> Result<Option<Count>> {
+pub(super) unsafe fn launch_counted(kernels: &Kernels, stream: &Stream, gemm: &Gemm, ready: Ready) -> Result<Counted> {
     let variant = gemm.variant(kernels, stream.device())?;
-    let count = match variant {
-        GemmVariant::Sm80 { .. } => None,
-        GemmVariant::Sm90 { tile, cluster, .. } => Some(sm90::counted(tile, cluster, gemm.shape().0, ready.columns)?),
+    let gemm = Gemm { variant: Some(variant), ..*gemm };
+    let (ready, counted) = match variant {
+        GemmVariant::Sm80 { .. } => Default::default(),
+        GemmVariant::Sm90 { tile, cluster, stages } => {
+            (ready, hopper(kernels, variant)?.counted(&gemm, ready, tile, cluster, stages)?)
+        }
     };
-    let gemm = Gemm { variant: Some(variant), ready: count.map(|_| ready), ..*gemm };
     // SAFETY: the caller's promise, passed on.
-    unsafe { launch(kernels, stream, &gemm)? };
-    Ok(count.map(|count| Count { counters: ready.counters, count }))
+    unsafe { launch(kernels, stream, &Gemm { ready, ..gemm })? };
+    Ok(counted)
 }
 
 /// Launches the product on `stream`.

@@ -31,7 +31,8 @@
 //! On Hopper each kernel that follows another on its stream may begin before that one has ended (programmatic dependent launch):
 //! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full. Attention
 //! after a wide product begins when Q, K and V are there, while that still makes the FFN's columns, and so runs beside both of the
-//! FFN's products.
+//! FFN's products. In `fused` the product after it begins when the wide one has ended, or, of few rows in parts of K, is launched with
+//! attention and waits for a count of that end: its weights then come as the wide product's blocks leave.
 //!
 //! Tried on an H200 with RoBERTa-large, ms for 24 layers as a graph, and left:
 //! - `fused` at 1 × 128, one run: its second product split in clusters of four 0.432, in four parts of K beside attention 0.411, in six
@@ -44,9 +45,12 @@
 //!   first are there): wide product operands 4.6, first round ends 11, second 18.4; attention operands 13.8 to 14.6, end 25.6; second
 //!   product start 20.0, operands 21.8 to 22.5, end 31.7; join operands 32.5, end 34.8; next wide product start 35.3, operands 36.6. From
 //!   the last block's end to the next kernel's operands is 1.5 to 3 µs each time: what a kernel takes longer in a layer than alone.
-//! - The second product launched with attention, waiting for a count of the inner activations instead of the wide product's end:
-//!   0.781 → 0.802 at 1 × 512, 0.437 → 0.446 at 1 × 128 (another plan 0.452 → 0.442), slower for pythia-1.4b and gpt-j-6b: it finds no
-//!   multiprocessor before the wide product has ended. Letting it begin before queries are rotated: no difference.
+//! - The second product launched with attention, waiting for a count of the wide product's tiles: 0.781 → 0.802 at 1 × 512. Letting it
+//!   begin before queries are rotated: no difference. On an H100, µs a layer, what is there now → that of any rows: pythia-1.4b 1 × 512
+//!   91 → 98, since blocks then lie where the wide product's end first, each far from its neighbours. Against none at all, of up to
+//!   256 rows: RoBERTa-large 1 × 128 19.6 → 17.4, 1 × 256 23.1 → 21.9, RoBERTa-base 15.2 → 14.5, pythia-1.4b 1 × 128 53.5 → 51.0 (a part
+//!   of that by fewer instructions in the way of first loads: kernels/gemm_sm90.cu). Attention, not the product, telling of the end:
+//!   19.4. The next kernel begun when all A is asked for, instead of when the count has been seen: 0.4 more.
 //! - QKV products alone counting for attention: SAF 0.671 → 0.708 at 1 × 128, 1.178 → 1.209 at 1 × 512, since attention needs all of them.
 //! - Fewer tiles for those blocks of the second product that begin when attention leaves their multiprocessors: nothing.
 //! - Norms of few rows kept apart by shared memory that they do not use, so that early blocks do not crowd: 0.476 against 0.455 then
@@ -64,19 +68,19 @@ mod streams;
 
 use streams::{Lane, Streams};
 
-use super::attention::{self, Attention};
+use super::attention::{self, Attention, AttentionVariant, Next};
 use super::batch::Batch;
 use super::device::Stream;
 use super::encoder::{DeviceLayer, Encoder};
 use super::gate::{self, Gate};
-use super::gemm::{self, Count, Early, Gemm, Meanwhile, Ready, Then};
+use super::gemm::{self, Counted, Early, First, Gemm, Meanwhile, Ready, Then};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::norm::{self, Join, NormOutput, Parts};
 use super::observe::{self, Part};
 use super::plan::{self, LayerProduct, Plan};
 use super::rotary::{self, Rotation};
-use super::workspace::{Branch, Scratch, Workspace};
+use super::workspace::{Branch, Counters, Scratch, Workspace};
 use crate::config::{Design, LayerConfig, Schedule};
 use crate::error::Result;
 
@@ -116,7 +120,23 @@ pub(super) unsafe fn forward(
     let heads = config.num_attention_heads + config.num_key_value_heads;
     let rotation = workspace.rotary().map(|table| Rotation::new(table, batch.sequences(), heads, config.head_dim));
     let block = encoder.block();
-    let run = Run { config, plan, kernels, batch, attention, early, rotation, scratch, streams, block };
+    let counters = workspace.counters();
+    let (layer, is_last) = (0, false);
+    let run = Run {
+        config,
+        plan,
+        kernels,
+        batch,
+        attention,
+        early,
+        rotation,
+        scratch,
+        counters,
+        streams,
+        block,
+        layer,
+        is_last,
+    };
     let layers = &layers[..encoder.config().num_hidden_layers];
     observe::streams([(caller, "caller"), (&workspace.attention_stream, "attention"), (&workspace.ffn_stream, "ffn")]);
     observe::layer(0);
@@ -132,6 +152,7 @@ pub(super) unsafe fn forward(
                 let from = if i == 0 { x } else { y };
                 observe::layer(i);
                 let next = layers.get(i + 1);
+                let run = Run { layer: i, is_last: next.is_none(), ..run };
                 match block {
                     None => run.layer(layer, next, from, y)?,
                     Some(block) => run.block(block, layer, next, from, y)?,
@@ -143,7 +164,8 @@ pub(super) unsafe fn forward(
     enqueue().inspect_err(|_| run.streams.give_up(caller))
 }
 
-/// What is the same for every layer of a call.
+/// What is the same for every layer of a call, and which one it is.
+#[derive(Clone, Copy)]
 struct Run<'a> {
     config: &'a LayerConfig,
     plan: &'a Plan,
@@ -156,9 +178,12 @@ struct Run<'a> {
     /// Of queries and keys, if they are rotated.
     rotation: Option<Rotation>,
     scratch: Scratch,
+    counters: Counters,
     streams: Streams<'a>,
     /// Of each layer this alone.
     block: Option<Branch>,
+    layer: usize,
+    is_last: bool,
 }
 
 impl Run<'_> {
@@ -223,21 +248,25 @@ impl Run<'_> {
                     Ok(Sum { addends: [Some(x), Some(attention_out), Some(ffn_out)], parts: None })
                 }
                 Schedule::Fused => {
-                    let made = self.first_products(attention, layer, inputs, wide)?;
-                    // Before attention, so that what makes `inner` is still what attention, or the rotation before it, waits
-                    // for before the next kernel may begin: `first_early` below relies on that.
-                    self.gate(attention)?;
-                    self.attend(attention, true, made)?;
-                    // The FFN's part of K first: it is there before this begins, and attention's time passes under it.
-                    let first = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
+                    // The FFN's part of K first: attention's time passes under it.
+                    let both = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
                     let second = Some((context, layer.w_o));
-                    let both = Gemm { second, first_early: true, meanwhile: self.attention_takes()?, ..first };
-                    self.product_for_join(attention, LayerProduct::WideSecond, both, x)
+                    let both = Gemm { second, meanwhile: self.attention_takes()?, ..both };
+                    let end = self.begins_with_attention(attention, &both)?.then_some(self.counters.done);
+                    let made = self.first_products(attention, layer, inputs, wide, end)?;
+                    // Before attention, so that what makes `inner` is still what ends before attention, or the rotation before it.
+                    self.gate(attention)?;
+                    let (next, first) = match made.counted.end {
+                        Some(count) => (Next::AtOnce, First::Counted(count)),
+                        None => (Next::WhenBeforeEnded, First::IsThere),
+                    };
+                    self.attend(attention, made, next)?;
+                    self.product_for_join(attention, LayerProduct::WideSecond, Gemm { first, ..both }, x)
                 }
                 Schedule::Hybrid => {
-                    let made = self.first_products(attention, layer, inputs, wide)?;
+                    let made = self.first_products(attention, layer, inputs, wide, None)?;
                     self.streams.fork(self.kernels)?;
-                    self.attend(attention, false, made)?;
+                    self.attend(attention, made, Next::NearEnd)?;
                     // After the fork, and so after the whole wide product, of which it shares no column with attention.
                     self.gate(ffn)?;
                     let second = Gemm::new(inner, layer.w_2, layer.b_2, Then::Residual(x), ffn_out);
@@ -252,13 +281,14 @@ impl Run<'_> {
     }
 
     /// `[qkv | first] = [n₁·Wqkvᵀ + bqkv | act(n₂·W1ᵀ + b1)]`, or, if there is a gate, without the activation: one product, if the
-    /// kernel can take both inputs.
+    /// kernel can take both inputs. `end`: where its end is to be counted, if it can.
     unsafe fn first_products(
         &self,
         lane: &Lane<'_>,
         layer: &DeviceLayer,
         inputs: [Matrix; 2],
         wide: Matrix,
+        end: Option<u64>,
     ) -> Result<Qkv> {
         let Scratch { qkv, first, .. } = self.scratch;
         let [n_1, n_2] = inputs;
@@ -267,15 +297,15 @@ impl Run<'_> {
             let both = Gemm::new(n_1, layer.w_wide, layer.b_qkv, self.then(qkv.cols), wide);
             let both = Gemm { early: self.early, ..both };
             if n_1 == n_2 {
-                return self.qkv_product(lane, LayerProduct::WideFirst, both);
+                return self.qkv_product(lane, LayerProduct::WideFirst, both, end);
             }
             if gemm::takes_two_inputs(self.kernels) {
                 let both = Gemm { beside: Some((n_2, qkv.cols)), ..both };
-                return self.qkv_product(lane, LayerProduct::WideFirst, both);
+                return self.qkv_product(lane, LayerProduct::WideFirst, both, end);
             }
             self.product(lane, LayerProduct::W1, Gemm::new(n_2, layer.w_1, layer.b_1, self.then(0), first))?;
             let own = Gemm::new(n_1, layer.w_qkv, layer.b_qkv, Then::Bias, qkv);
-            self.qkv_product(lane, LayerProduct::Qkv, own)
+            self.qkv_product(lane, LayerProduct::Qkv, own, None)
         }
     }
 
@@ -292,27 +322,39 @@ impl Run<'_> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             let product = Gemm::new(input, layer.w_qkv, layer.b_qkv, Then::Bias, qkv);
-            let made = self.qkv_product(lane, LayerProduct::Qkv, product)?;
-            self.attend(lane, false, made)?;
+            let made = self.qkv_product(lane, LayerProduct::Qkv, product, None)?;
+            self.attend(lane, made, Next::NearEnd)?;
         }
         Ok(Gemm::new(context, layer.w_o, layer.b_o, Then::Bias, out))
     }
 
     /// `context = softmax(QKᵀ/√d)·V`, Q and K rotated by their positions if the layer does that.
-    unsafe fn attend(&self, lane: &Lane<'_>, early: bool, made: Qkv) -> Result<()> {
+    unsafe fn attend(&self, lane: &Lane<'_>, made: Qkv, next: Next) -> Result<()> {
         // SAFETY: the caller's promise (see `forward`), passed on.
         unsafe {
             if let Some(rotation) = &made.to_rotate {
                 observe::next(Part::Rotation, || shape(&self.scratch.qkv));
                 rotary::launch(self.kernels, lane.stream, self.scratch.qkv, rotation, lane.overlap())?;
             }
-            let attention = Attention { overlap: lane.overlap(), early, ready: made.ready, ..self.attention };
+            let attention = Attention { overlap: lane.overlap(), next, ready: made.counted.columns, ..self.attention };
             observe::next(Part::Attention, || {
                 let (of, config) = (self.batch.shape(), self.config);
                 format!("{} × {} × {} × {}", of.batch(), config.num_attention_heads, of.seq_len(), config.head_dim)
             });
             attention::launch(self.kernels, lane.stream, &attention)
         }
+    }
+
+    /// Whether the product after attention is launched as soon as that is, and waits for a count of the wide product's end: of few rows.
+    fn begins_with_attention(&self, lane: &Lane<'_>, gemm: &Gemm) -> Result<bool> {
+        const MOST_ROWS: usize = 256;
+        let (variant, sums) = (self.plan.product(LayerProduct::WideSecond), self.scratch.sums);
+        let of_attention = matches!(self.attention.variant, Some(AttentionVariant::Sm90 { .. }));
+        Ok(lane.overlaps
+            && !self.config.gated
+            && self.batch.shape().rows() <= MOST_ROWS
+            && of_attention
+            && gemm::waits_for_count(self.kernels, lane.stream.device(), &Gemm { variant, sums, ..*gemm })?)
     }
 
     /// What attention has of the device while a product runs beside it.
@@ -364,7 +406,7 @@ impl Run<'_> {
     ///
     /// With the wide one attention may begin while the FFN's columns are still being made; not with a kernel between the two on their
     /// stream: one that rotates, or the gate's where there is one stream.
-    unsafe fn qkv_product(&self, lane: &Lane<'_>, product: LayerProduct, gemm: Gemm) -> Result<Qkv> {
+    unsafe fn qkv_product(&self, lane: &Lane<'_>, product: LayerProduct, gemm: Gemm, end: Option<u64>) -> Result<Qkv> {
         let (variant, rotation, device) = (self.plan.product(product), self.rotation, lane.stream.device());
         let gemm = gemm::settled(self.kernels, device, Gemm { variant, rotation, ..gemm })?;
         let gemm = Gemm { overlap: lane.overlap(), ..gemm };
@@ -373,16 +415,13 @@ impl Run<'_> {
         let beside = product == LayerProduct::WideFirst && self.attention.beside && to_rotate.is_none();
         let attention = Attention { overlap: lane.overlaps && beside, ..self.attention };
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.
-        let ready = unsafe {
-            if attention::waits_for_count(self.kernels, device, &attention)? {
-                let ready = Ready { counters: self.scratch.counters, columns: self.scratch.qkv.cols };
-                gemm::launch_counted(self.kernels, lane.stream, &gemm, ready)?
-            } else {
-                gemm::launch(self.kernels, lane.stream, &gemm)?;
-                None
-            }
+        let counted = unsafe {
+            let waits = attention::waits_for_count(self.kernels, device, &attention)?;
+            let columns = waits.then_some((self.counters.ready, self.scratch.qkv.cols));
+            let ready = Ready { columns, end, layer: self.layer, is_last: self.is_last };
+            gemm::launch_counted(self.kernels, lane.stream, &gemm, ready)?
         };
-        Ok(Qkv { to_rotate, ready })
+        Ok(Qkv { to_rotate, counted })
     }
 
     /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster.
@@ -461,8 +500,8 @@ impl Run<'_> {
 struct Qkv {
     /// What it could not rotate itself.
     to_rotate: Option<Rotation>,
-    /// What attention may wait for instead of its end.
-    ready: Option<Count>,
+    /// What later kernels may wait for instead of its end.
+    counted: Counted,
 }
 
 /// What a join adds up.

@@ -48,7 +48,9 @@ pub struct Workspace {
 }
 
 const SCRATCH: usize = 6;
-const COUNTERS_BYTES: usize = 256;
+/// From one pair of counters to the next: whole cache lines.
+const PAIR_BYTES: usize = 128;
+const COUNTERS_BYTES: usize = 2 * PAIR_BYTES;
 
 /// The scratch matrices. Each branch writes its own; nothing is shared between them.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +71,15 @@ pub(super) struct Scratch {
     pub(super) inner: Matrix,
     /// fp32 `[GEMM_MAX_PARTS, rows, hidden_size]`, or 0 where there are too many rows for that: see `Gemm::sums`.
     pub(super) sums: u64,
-    /// Pointer to two u32: see `gemm::Ready`.
-    pub(super) counters: u64,
+}
+
+/// Pointers to pairs of u32: see kernels/counters.cuh.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counters {
+    /// Of the columns that attention reads.
+    pub(super) ready: u64,
+    /// Of a whole wide product.
+    pub(super) done: u64,
 }
 
 /// Columns of the scratch matrices, in the order of [`Scratch`]'s fields.
@@ -237,7 +246,11 @@ impl Workspace {
         let (qkv, first) = (columns(0, self.qkv), columns(self.qkv, wide.cols - self.qkv));
         let inner = columns(self.qkv, self.inner);
         let sums = if rows <= plan::MAX_ROWS_IN_PARTS { pointer } else { 0 };
-        let counters = self.counters.pointer();
-        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, first, inner, sums, counters }
+        Scratch { wide, context, attention_out, ffn_out, normed_1, normed_2, qkv, first, inner, sums }
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        let ready = self.counters.pointer();
+        Counters { ready, done: ready + PAIR_BYTES as u64 }
     }
 }

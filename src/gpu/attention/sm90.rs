@@ -40,11 +40,12 @@ struct Params {
     v_column: i32,
     scale_log2: f32,
     causal: i32,
-    early: i32,
+    next: i32,
     padding_1: i32,
     ready: u64,
     ready_count: u32,
-    padding: [i32; 9],
+    ready_is_last: i32,
+    padding: [i32; 8],
 }
 
 impl Sm90Attention {
@@ -122,11 +123,12 @@ impl Sm90Attention {
             v_column: attention.v_column(),
             scale_log2: attention.scale_log2(),
             causal: causal.into(),
-            early: attention.early.into(),
+            next: attention.next as i32,
             padding_1: 0,
             ready: attention.ready.map_or(0, |ready| ready.counters),
             ready_count: attention.ready.map_or(0, |ready| ready.count),
-            padding: [0; 9],
+            ready_is_last: attention.ready.is_some_and(|ready| ready.is_last).into(),
+            padding: [0; 8],
         };
         // Blocks are persistent: as many as find a place.
         let tiles = sequences.batch * sequences.seq_len.div_ceil(rows) * heads;

@@ -77,7 +77,7 @@ impl Gemm {
                 ));
             }
         }
-        if self.ready.is_some() && self.sums != 0 {
+        if (self.ready.columns.is_some() || self.ready.end.is_some()) && self.sums != 0 {
             return Err(Error::mismatch(
                 OPERATION,
                 "count of tiles",
@@ -120,7 +120,7 @@ impl Gemm {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Early, Meanwhile, Ready};
+    use super::super::{Early, First, Meanwhile, Ready};
     use super::*;
     use crate::config::HiddenAct;
 
@@ -139,12 +139,12 @@ mod tests {
             second: None,
             variant: None,
             overlap: false,
-            first_early: false,
+            first: First::Waits,
             beside: None,
             sums: 0,
             meanwhile: Meanwhile::default(),
             early: Early::default(),
-            ready: None,
+            ready: Ready::default(),
         }
     }
 
@@ -161,7 +161,11 @@ mod tests {
             (Gemm { bias: 0x30_0010, ..gemm() }, "at 0x300010, overlapping C"),
             (Gemm { then: Then::Activation(HiddenAct::Silu, 0), ..gemm() }, "activation silu"),
             (Gemm { sums: 0x9008, ..gemm() }, "0x9008"),
-            (Gemm { sums: 0x9000, ready: Some(Ready { counters: 0x100, columns: 8 }), ..gemm() }, "not counted"),
+            (
+                Gemm { sums: 0x9000, ready: Ready { columns: Some((0x100, 8)), ..Ready::default() }, ..gemm() },
+                "not counted",
+            ),
+            (Gemm { sums: 0x9000, ready: Ready { end: Some(0x100), ..Ready::default() }, ..gemm() }, "not counted"),
             (Gemm { sums: 0x9000, bias: 0x100, ..gemm() }, "with bias at 0x100"),
             (Gemm { sums: 0x9000, then: Then::Residual(r), ..gemm() }, "Residual"),
             (Gemm { then: Then::Residual(matrix(0x40_0000, 5, 32)), ..gemm() }, "5 × 32"),

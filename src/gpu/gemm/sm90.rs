@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{NoUninit, Zeroable};
 
-use super::{Cluster, Gemm, GemmVariant, Then};
+use super::{Cluster, Count, Counted, First, Gemm, GemmVariant, Ready, Then};
 use crate::config::HiddenAct;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -132,9 +132,18 @@ struct Params {
     a_from: i32,
     columns_before: i32,
     ready_columns: i32,
-    first_early: i32,
+    first: i32,
+    counts_end: i32,
+    padding_1: i32,
     rotation: RotationParams,
-    padding: [i32; 10],
+    group_tiles: u64,
+    group_rows: u64,
+    last_group_rows: u64,
+    end: u64,
+    first_pair: u64,
+    first_count: u32,
+    first_is_last: i32,
+    padding_2: [i32; 12],
 }
 
 impl Sm90Gemm {
@@ -198,6 +207,39 @@ impl Sm90Gemm {
         Ok(tile)
     }
 
+    /// Blocks of a launch: as many clusters as run at once, each taking tile after tile of `tiles` (clusters' tiles) for each part; but
+    /// one that splits K has one tile, since its sums have one place and arrive once.
+    fn blocks(&self, tiles: usize, tile: &Sm90GemmTile, cluster: Cluster, stages: usize) -> usize {
+        let tiles = tiles * cluster.parts();
+        let at_once = if cluster.split() > 1 { tiles } else { self.room.clusters_at_once(tile, cluster, stages) };
+        at_once.min(tiles) * cluster.blocks()
+    }
+
+    /// What the variant counts up to of what is `ready`. The end only of products with an activation: the others have no code for it.
+    pub(super) fn counted(
+        &self,
+        gemm: &Gemm,
+        ready: Ready,
+        tile: usize,
+        cluster: Cluster,
+        stages: usize,
+    ) -> Result<Counted> {
+        let tile = self.check(tile, cluster, stages, gemm.steps())?;
+        let ((m, n), edge) = (gemm.shape(), gemm.beside.map_or(0, |(_, column)| column));
+        let (rows, _, columns) = tile.clusters(m, n, edge, cluster);
+        let end = self.blocks(rows * columns, tile, cluster, stages) * tile.consumers();
+        let activates = matches!(gemm.then, Then::Activation(..));
+        let count = |counters, of_one: u32| Count {
+            counters,
+            count: of_one * (ready.layer + 1) as u32,
+            is_last: ready.is_last,
+        };
+        Ok(Counted {
+            columns: ready.columns.map(|(counters, columns)| count(counters, counted(tile, cluster, m, columns))),
+            end: ready.end.filter(|_| activates).map(|counters| count(counters, end as u32)),
+        })
+    }
+
     /// # Safety
     /// As [`super::launch`]; `gemm` has been checked.
     pub(super) unsafe fn launch(
@@ -233,6 +275,14 @@ impl Sm90Gemm {
         let c_box = if split > 1 { (64, 8) } else { tile.c_box() };
         let edge = gemm.beside.map_or(0, |(_, column)| column);
         let (rows, before, columns) = tile.clusters(m, n, edge, cluster);
+        let group_m = (plan::GROUP_M / cluster_m).clamp(1, rows);
+        let (ready, ready_columns) = gemm.ready.columns.unwrap_or_default();
+        // `First` of the kernel.
+        let (first, first_pair, first_count, first_is_last) = match gemm.first {
+            First::Waits => (0, 0, 0, false),
+            First::IsThere => (1, 0, 0, false),
+            First::Counted(Count { counters, count, is_last }) => (2, counters, count, is_last),
+        };
         let map = |matrix, boxes| TensorMap::new(device, dtype, matrix, boxes);
         let (a_box, w_box) = ((64, a_rows), (64, w_rows));
         let mut parameters = Params {
@@ -242,7 +292,7 @@ impl Sm90Gemm {
             residual_map: residual.map_or(Ok(TensorMap::default()), |residual| map(residual, c_box))?,
             bias: gemm.bias,
             sums: gemm.sums,
-            ready: gemm.ready.map_or(0, |ready| ready.counters),
+            ready,
             m: m as i32,
             n: n as i32,
             first_step: first_steps(steps, split * cluster.parts()),
@@ -257,13 +307,22 @@ impl Sm90Gemm {
             stages: stages as i32,
             rows: rows as i32,
             columns: columns as i32,
-            group_m: (plan::GROUP_M / cluster_m).max(1) as i32,
+            group_m: group_m as i32,
             a_from: edge as i32,
             columns_before: if edge > 0 { before as i32 } else { i32::MAX },
-            ready_columns: gemm.ready.map_or(0, |ready| ready.columns as i32),
-            first_early: gemm.first_early.into(),
+            ready_columns: ready_columns as i32,
+            first,
+            counts_end: gemm.ready.end.is_some().into(),
+            padding_1: 0,
             rotation: gemm.rotation.map_or_else(RotationParams::zeroed, |rotation| rotation.parameters()),
-            padding: [0; 10],
+            group_tiles: divisor(group_m * columns),
+            group_rows: divisor(group_m),
+            last_group_rows: divisor((rows - 1) % group_m + 1),
+            end: gemm.ready.end.unwrap_or(0),
+            first_pair,
+            first_count,
+            first_is_last: first_is_last.into(),
+            padding_2: [0; 12],
         };
         if let Some((a2, w2)) = &gemm.second {
             parameters.a[1] = map(a2, a_box)?;
@@ -274,18 +333,19 @@ impl Sm90Gemm {
             // What tiles before that column compute of columns behind it stays out.
             parameters.c[0] = map(&Matrix { cols: *column, ..gemm.c }, c_box)?;
         }
-        // As many clusters as run at once, each taking tile after tile; but one that splits K has one tile, since its sums
-        // have one place and arrive once.
-        let at_once = self.room.clusters_at_once(tile, cluster, stages);
-        let tiles = rows * columns * cluster.parts();
         let shared_bytes = tile.shared_bytes(stages, cluster) as u32;
-        let blocks = if split > 1 { tiles } else { at_once.min(tiles) } * size;
+        let blocks = self.blocks(rows * columns, tile, cluster, stages);
         let pairs = self.room.clusters_of(tile, cluster, stages, 2);
         let cluster = if gemm.overlap && in_pairs(cluster, m, blocks, pairs) { 2 } else { size };
         let grid = Grid { x: blocks, y: 1, cluster, overlap: gemm.overlap };
         // SAFETY: `Params` mirrors the kernel's struct; shapes were checked; liveness is the caller's promise.
         unsafe { function.launch_with(stream, grid, shared_bytes, &parameters) }
     }
+}
+
+/// `Divisor` of the kernel.
+fn divisor(of: usize) -> u64 {
+    (u64::MAX / of as u64).wrapping_add(1)
 }
 
 /// Whether blocks that share nothing are launched in clusters of two all the same, for the place alone, where they begin while the kernel
@@ -307,12 +367,11 @@ fn in_pairs(cluster: Cluster, m: usize, blocks: usize, pairs: usize) -> bool {
 
 /// How often `columns` of C, which has `m` rows, are counted: each tile by each warpgroup that stores some of it. Clusters' tiles
 /// may lie below C.
-pub(super) fn counted(tile: usize, cluster: Cluster, m: usize, columns: usize) -> Result<u32> {
-    let tile = GEMM_SM90_TILES.get(tile).ok_or_else(|| super::no_such_tile(tile))?;
+fn counted(tile: &Sm90GemmTile, cluster: Cluster, m: usize, columns: usize) -> u32 {
     let (_, down) = cluster.shared();
     let tiles = m.div_ceil(tile.m * down) * down * columns.div_ceil(tile.n);
     let warpgroups = if tile.in_turn { 1 } else { tile.consumers() };
-    Ok((tiles * warpgroups * cluster.split()) as u32)
+    (tiles * warpgroups * cluster.split()) as u32
 }
 
 /// What the kernel asks of a variant.
@@ -431,7 +490,7 @@ mod tests {
     fn what_attention_waits_for_is_every_warpgroups_share_of_its_tiles() {
         let counted = |name: &str, m, columns| {
             let GemmVariant::Sm90 { tile, cluster, .. } = name.parse().unwrap() else { panic!("{name}") };
-            super::counted(tile, cluster, m, columns).unwrap()
+            super::counted(&GEMM_SM90_TILES[tile], cluster, m, columns)
         };
         // Two warpgroups share a tile, of which one in five columns is another product's too.
         assert_eq!(counted("sm90:128x224:share1x1:stages4", 512, 1008), 4 * 5 * 2);
@@ -443,6 +502,26 @@ mod tests {
         assert_eq!(counted("sm90:128x128:share2x1:stages6", 300, 384), 3 * 3 * 2);
         // Each block of a split finishes some rows of the tile.
         assert_eq!(counted("sm90:128x64:split4:stages4", 100, 64), 4);
+    }
+
+    #[test]
+    fn divisors_divide_exactly() {
+        // As the kernel does.
+        let divided = |n: u32, by: usize| match divisor(by) {
+            0 => n,
+            factor => {
+                let high = u64::from(n) * (factor >> 32) + (u64::from(n) * (factor & 0xffff_ffff) >> 32);
+                (high >> 32) as u32
+            }
+        };
+        for by in (1..=70).chain([1000, 3584, 65_535, 65_536, 65_537, 1 << 20, (1 << 31) - 1]) {
+            let whole = by as u32;
+            let around = |multiple: u32| [multiple.saturating_sub(1), multiple, multiple.saturating_add(1)];
+            let multiples = [0, 1, 2, 3, 1000, (i32::MAX as u32) / whole].map(|times| times.saturating_mul(whole));
+            for n in multiples.into_iter().flat_map(around).chain([i32::MAX as u32]) {
+                assert_eq!(divided(n, by), n / whole, "{n} / {by}");
+            }
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl<'a> Attention<'a> {
             causal,
             variant,
             overlap,
-            early: false,
+            next: attention::Next::NearEnd,
             beside: false,
             ready: None,
         }

@@ -41,6 +41,7 @@ impl<'a> Lane<'a> {
 }
 
 /// The streams of the two branches; one and the same where a schedule needs one, whose forks and joins are nothing.
+#[derive(Clone, Copy)]
 pub(super) struct Streams<'a> {
     pub(super) attention: &'a Lane<'a>,
     pub(super) ffn: &'a Lane<'a>,
