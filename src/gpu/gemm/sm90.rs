@@ -510,7 +510,7 @@ mod tests {
         let divided = |n: u32, by: usize| match divisor(by) {
             0 => n,
             factor => {
-                let high = u64::from(n) * (factor >> 32) + (u64::from(n) * (factor & 0xffff_ffff) >> 32);
+                let high = u64::from(n) * (factor >> 32) + ((u64::from(n) * (factor & 0xffff_ffff)) >> 32);
                 (high >> 32) as u32
             }
         };
