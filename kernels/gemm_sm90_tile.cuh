@@ -46,9 +46,9 @@ struct GemmParams {
     int group_m;        // rows, as many as there are at most, that share their W in L2 before the raster moves on
     int a_from;         // column from which on a[1] takes the place of a[0], with one pair only; tiles begin anew there
     int columns_before; // of tiles (clusters' tiles), up to there; more than there are if there is no such column
-    int ready_columns;   // only those that begin before this column
-    int first;           // of First below
-    int counts_end;      // whether to count the warpgroups whose tiles are all in memory
+    int ready_columns;  // only those that begin before this column
+    int first;          // of First above
+    int counts_end;     // whether to count the warpgroups whose tiles are all in memory
     // Read by few kernels, and so last: what every tile reads lies in fewer lines of the constants' cache, which is cold then.
     Rotation rotation;
     Divisor group_tiles, group_rows, last_group_rows;  // tiles of a group; rows of one, and of the last

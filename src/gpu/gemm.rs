@@ -274,7 +274,8 @@ pub(super) unsafe fn launch_counted(kernels: &Kernels, stream: &Stream, gemm: &G
     let (ready, counted) = match variant {
         GemmVariant::Sm80 { .. } => Default::default(),
         GemmVariant::Sm90 { tile, cluster, stages } => {
-            (ready, hopper(kernels, variant)?.counted(&gemm, ready, tile, cluster, stages)?)
+            let counted = hopper(kernels, variant)?.counted(&gemm, ready, tile, cluster, stages)?;
+            (Ready { end: ready.end.filter(|_| counted.end.is_some()), ..ready }, counted)
         }
     };
     // SAFETY: the caller's promise, passed on.
