@@ -34,7 +34,9 @@
 
 using ptx::TensorMap;
 
-enum Next { NEAR_END, WHEN_BEFORE_ENDED, AT_ONCE };  // when the kernel before this has ended
+// When the next kernel may begin: when this one has asked for all that it reads, when the kernel before it has ended, when all its blocks
+// have begun.
+enum Next { NEAR_END, WHEN_BEFORE_ENDED, AT_ONCE };
 
 // As src/gpu/attention/sm90.rs lays it out.
 struct AttentionParams {
@@ -48,7 +50,7 @@ struct AttentionParams {
     int k_column, v_column;
     float scale_log2;  // log2(e) / √head_dim
     int causal;
-    int next;  // when the next kernel may begin: as Next below
+    int next;  // of Next above
     // Where the product that makes qkv counts what is there of it (counters.cuh), and how much it is: then this kernel begins while
     // that one still works on other columns. Null if the kernel before has to end first.
     unsigned* ready;
@@ -186,7 +188,7 @@ struct Attention {
         for (int round = 0; tile_at(p, round, tile); ++round) {
             const int key_head = tile.head / p.group;
             if (round == 0) {
-                // What the first loads need is computed before.
+                // What the first loads need is computed before, lengths and first rows among it: no kernel of a call writes these.
                 ptx::known(tile.steps), ptx::known(tile.first_row), ptx::known(tile.q0), ptx::known(key_head);
                 await_operands(p, at);
             }

@@ -10,11 +10,11 @@
 
 using ptx::TensorMap;
 
-// To divide by a number of at least 1 that the host knows: 2^64 over it, rounded up (src/gpu/gemm/sm90.rs), or 0 for 1.
+// To divide by a number, of at least 1, that the host knows: 2^64 over it, rounded up (src/gpu/gemm/sm90.rs), or 0 for 1.
 struct Divisor {
     uint32_t low, high;
 
-    __device__ __forceinline__ uint32_t divides(uint32_t n) const {
+    __device__ __forceinline__ uint32_t quotient(uint32_t n) const {
         const uint64_t sum = static_cast<uint64_t>(n) * high + __umulhi(n, low);
         return (low | high) == 0 ? n : static_cast<uint32_t>(sum >> 32);
     }
@@ -165,10 +165,10 @@ struct GemmTile {
             for (; index >= tiles; index -= tiles) ++tile.part;
         int row = 0, column = index;
         if (p.rows > 1) {
-            const int group = p.group_tiles.divides(index), first = group * p.group_m;
+            const int group = p.group_tiles.quotient(index), first = group * p.group_m;
             const int in_group = index - first * p.columns;
             const bool last = p.rows - first < p.group_m;
-            column = (last ? p.last_group_rows : p.group_rows).divides(in_group);
+            column = (last ? p.last_group_rows : p.group_rows).quotient(in_group);
             row = first + in_group - column * (last ? p.rows - first : p.group_m);
         }
         tile.m0 = ((row << p.log2_m) + at.rank_m) * BM;

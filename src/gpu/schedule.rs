@@ -49,7 +49,7 @@
 //!   begin before queries are rotated: no difference. On an H100, µs a layer, what is there now → that of any rows: pythia-1.4b 1 × 512
 //!   91 → 98, since blocks then lie where the wide product's end first, each far from its neighbours. Against none at all, of up to
 //!   256 rows: RoBERTa-large 1 × 128 19.6 → 17.4, 1 × 256 23.1 → 21.9, RoBERTa-base 15.2 → 14.5, pythia-1.4b 1 × 128 53.5 → 51.0 (a part
-//!   of that by fewer instructions in the way of first loads: kernels/gemm_sm90.cu). Attention, not the product, telling of the end:
+//!   of that by fewer instructions in the way of first loads: kernels/gemm_sm90.cu; all but the first before a consumer looked at the count). Attention, not the product, telling of the end:
 //!   19.4. The next kernel begun when all A is asked for, instead of when the count has been seen: 0.4 more.
 //! - QKV products alone counting for attention: SAF 0.671 → 0.708 at 1 × 128, 1.178 → 1.209 at 1 × 512, since attention needs all of them.
 //! - Fewer tiles for those blocks of the second product that begin when attention leaves their multiprocessors: nothing.

@@ -1,6 +1,6 @@
 //! What a product asks of its operands.
 
-use super::{Gemm, Then, check_activation};
+use super::{First, Gemm, Then, check_activation};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::memory::Matrix;
@@ -77,6 +77,14 @@ impl Gemm {
                 ));
             }
         }
+        if matches!(self.first, First::Counted(_)) && self.sums == 0 {
+            return Err(Error::mismatch(
+                OPERATION,
+                "wait for a count",
+                "without parts of K",
+                "sums of them: no other kernel looks at it",
+            ));
+        }
         if (self.ready.columns.is_some() || self.ready.end.is_some()) && self.sums != 0 {
             return Err(Error::mismatch(
                 OPERATION,
@@ -120,7 +128,7 @@ impl Gemm {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Early, First, Meanwhile, Ready};
+    use super::super::{Count, Early, Meanwhile, Ready};
     use super::*;
     use crate::config::HiddenAct;
 
@@ -166,6 +174,10 @@ mod tests {
                 "not counted",
             ),
             (Gemm { sums: 0x9000, ready: Ready { end: Some(0x100), ..Ready::default() }, ..gemm() }, "not counted"),
+            (
+                Gemm { first: First::Counted(Count { counters: 0x100, count: 1, is_last: true }), ..gemm() },
+                "without parts",
+            ),
             (Gemm { sums: 0x9000, bias: 0x100, ..gemm() }, "with bias at 0x100"),
             (Gemm { sums: 0x9000, then: Then::Residual(r), ..gemm() }, "Residual"),
             (Gemm { then: Then::Residual(matrix(0x40_0000, 5, 32)), ..gemm() }, "5 × 32"),

@@ -26,8 +26,8 @@ pub struct Attention<'a> {
     pub causal: bool,
     /// `None` leaves the choice to the planner.
     pub variant: Option<AttentionVariant>,
-    /// Lets the kernel begin while the kernel before it on the stream still runs (programmatic dependent launch); a kernel
-    /// that cannot ignores it.
+    /// Lets the kernel begin while the kernel before it on the stream still runs (programmatic dependent launch), which must not write
+    /// the batch's lengths; a kernel that cannot ignores it.
     pub overlap: bool,
 }
 
