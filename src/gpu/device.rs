@@ -261,10 +261,19 @@ impl Device {
         self.inner.portable
     }
 
+    /// Whether Hopper's own kernels could run here, but do not.
+    pub(crate) fn leaves_hopper_kernels(&self) -> bool {
+        self.inner.portable && self.is_hopper()
+    }
+
     /// Whether Hopper's own kernels run here.
     pub(crate) fn uses_hopper_kernels(&self) -> bool {
+        self.is_hopper() && !self.inner.portable
+    }
+
+    fn is_hopper(&self) -> bool {
         // Code for 9.0 with its architecture-specific instructions runs on 9.0 alone.
-        self.inner.info.compute_capability == (9, 0) && !self.inner.portable
+        self.inner.info.compute_capability == (9, 0)
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {

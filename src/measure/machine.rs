@@ -12,6 +12,7 @@ pub(super) fn host() -> Machine {
         cpu: model.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned()),
         cpu_threads: rayon::current_num_threads(),
         device: None,
+        portable: false,
         compute_capability: None,
         multiprocessors: None,
         driver: None,
@@ -26,6 +27,7 @@ pub(super) fn with_device(device: &crate::gpu::Device, monitor: &Monitor) -> Mac
     let version = |(major, minor): (u32, u32)| Some(format!("{major}.{minor}"));
     Machine {
         device: Some(info.name.clone()),
+        portable: device.leaves_hopper_kernels(),
         compute_capability: version(info.compute_capability),
         multiprocessors: Some(info.multiprocessors),
         driver: monitor.driver(),

@@ -94,6 +94,9 @@ pub struct Machine {
     pub cpu_threads: usize,
     /// The GPU, if it was measured.
     pub device: Option<String>,
+    /// Whether the kernels that run on every card were measured, though it has faster ones; absent in files that have none of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub portable: bool,
     /// Its compute capability, `major.minor`.
     pub compute_capability: Option<String>,
     /// Its streaming multiprocessors.
@@ -102,6 +105,14 @@ pub struct Machine {
     pub driver: Option<String>,
     /// Newest CUDA version that the driver supports.
     pub cuda_driver_version: Option<String>,
+}
+
+impl Machine {
+    /// The GPU, and by which kernels if not by its own; or the processor.
+    pub fn name(&self) -> String {
+        let device = self.device.as_deref().unwrap_or(&self.cpu);
+        if self.portable { format!("{device}, portable kernels") } else { device.to_owned() }
+    }
 }
 
 /// Dimensions, by their Hugging Face names.

@@ -110,7 +110,7 @@ fn text(report: &Report, candidates: bool) -> String {
         report.config.num_hidden_layers,
         report.config.hidden_size,
         report.design,
-        report.run.machine.device.as_deref().unwrap_or(&report.run.machine.cpu),
+        report.run.machine.name(),
         report.dtype,
         if report.config.rotary_left_out { ", rotary embeddings left out" } else { "" },
         report.table()

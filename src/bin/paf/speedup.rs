@@ -158,7 +158,7 @@ fn write(report: &Report, beside: &str, sinks: [Option<Sink>; 2]) -> Result<()> 
         name,
         report.config.num_hidden_layers,
         report.config.hidden_size,
-        report.run.machine.device.as_deref().unwrap_or(&report.run.machine.cpu),
+        report.run.machine.name(),
         report.dtype,
         if report.config.rotary_left_out { ", rotary embeddings left out" } else { "" },
         report.table()

@@ -39,9 +39,9 @@ fn batch_of(case: &report::Case) -> String {
 }
 
 impl Machine {
-    /// What times depend on: the GPU, or processor and threads.
-    pub(in crate::measure) fn name(&self) -> String {
-        self.device.clone().unwrap_or_else(|| format!("{}, {} threads", self.cpu, self.cpu_threads))
+    /// What times depend on: the GPU and its kernels, or processor and threads.
+    pub(in crate::measure) fn identity(&self) -> String {
+        if self.device.is_some() { self.name() } else { format!("{}, {} threads", self.cpu, self.cpu_threads) }
     }
 }
 
@@ -53,7 +53,7 @@ impl Timed for report::Report {
     fn identity(&self) -> Identity {
         let checkpoint = self.checkpoint.as_ref().map(|checkpoint| checkpoint.name.as_str());
         let shapes = self.cases.iter().map(batch_of).collect();
-        Identity::of_layers(self.run.machine.name(), &self.dtype, &self.config, checkpoint, shapes)
+        Identity::of_layers(self.run.machine.identity(), &self.dtype, &self.config, checkpoint, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -93,7 +93,7 @@ impl Timed for gemm::Report {
 
     fn identity(&self) -> Identity {
         let shapes = self.cases.iter().map(gemm::Case::name).collect();
-        Identity::of_kernels(gemm::SCHEMA, &self.run.machine.name(), &self.dtype, shapes)
+        Identity::of_kernels(gemm::SCHEMA, &self.run.machine.identity(), &self.dtype, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -108,7 +108,7 @@ impl Timed for attention::Report {
 
     fn identity(&self) -> Identity {
         let shapes = self.cases.iter().map(|case| case.shape.to_string()).collect();
-        Identity::of_kernels(attention::SCHEMA, &self.run.machine.name(), &self.dtype, shapes)
+        Identity::of_kernels(attention::SCHEMA, &self.run.machine.identity(), &self.dtype, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -123,7 +123,7 @@ impl Timed for norm::Report {
 
     fn identity(&self) -> Identity {
         let shapes = self.cases.iter().map(|case| case.shape.to_string()).collect();
-        Identity::of_kernels(norm::SCHEMA, &self.run.machine.name(), &self.dtype, shapes)
+        Identity::of_kernels(norm::SCHEMA, &self.run.machine.identity(), &self.dtype, shapes)
     }
 
     fn timings(&self) -> Vec<Timing> {
@@ -176,10 +176,17 @@ mod tests {
     }
 
     #[test]
-    fn another_card_model_or_set_of_weights_is_refused() {
+    fn another_card_its_portable_kernels_another_model_or_set_of_weights_is_refused() {
         let (h100, h200) = (read::<report::Report>("pythia-1.4b-h100"), read::<report::Report>("pythia-1.4b-h200"));
         let error = compare(&h100, &h200, 0.02).unwrap_err().to_string();
         assert!(error.contains("device is NVIDIA H200, expected NVIDIA H100"), "{error}");
+        let mut portable = h100.clone();
+        portable.run.machine.portable = true;
+        let error = compare(&portable, &h100, 0.02).unwrap_err().to_string();
+        assert!(
+            error.contains("device is NVIDIA H100 80GB HBM3, expected NVIDIA H100 80GB HBM3, portable kernels"),
+            "{error}"
+        );
         let error = compare(&h100, &read::<report::Report>("gpt-j-6b-h100"), 0.02).unwrap_err().to_string();
         assert!(error.contains("model is") && error.contains("16384"), "{error}");
         let mut other = h100.clone();

@@ -356,7 +356,7 @@ impl Report {
         text += &report::table(PREDICTIONS, self.cases.iter().map(Case::predictions));
         text += &format!("\n  {}", self.terms().join("\n  "));
         if self.is_measured() {
-            let device = self.run.machine.device.as_deref().unwrap_or_default();
+            let device = self.run.machine.name();
             text += &format!("\n\nmeasured on {device}, a layer of a stack, as a graph:\n");
             text += &report::table(MEASUREMENTS, self.cases.iter().flat_map(Case::measurements));
         }
@@ -371,7 +371,7 @@ impl Report {
         text += &report::markdown(PREDICTIONS, self.cases.iter().map(Case::predictions));
         text += &format!("\n{}", list(&self.terms()));
         if self.is_measured() {
-            let device = self.run.machine.device.as_deref().unwrap_or_default();
+            let device = self.run.machine.name();
             text += &format!("\nMeasured on {device}, a layer of a stack, as a graph:\n\n");
             text += &report::markdown(MEASUREMENTS, self.cases.iter().flat_map(Case::measurements));
             text += &format!("\n{}", list(&self.errors()));

@@ -88,7 +88,7 @@ pub(super) fn summary(files: &[File]) -> String {
         Content::Trace(_, whole) => whole.as_ref().map(|trace| &trace.run),
         Content::Other(_) => None,
     });
-    let mut devices: Vec<&str> = measured.map(|run| device(&run.machine)).collect();
+    let mut devices: Vec<_> = measured.map(|run| run.machine.name()).collect();
     devices.sort_unstable();
     devices.dedup();
     let on = if devices.is_empty() { String::new() } else { format!(", measured on {}", devices.join(", ")) };
@@ -102,10 +102,6 @@ pub(super) fn summary(files: &[File]) -> String {
          (SAF) the FFN waits for attention. Ratios are SAF’s time over PAF’s: above 1 PAF is faster.",
         results(files).count() + traces(files).count()
     )
-}
-
-fn device(machine: &Machine) -> &str {
-    machine.device.as_deref().unwrap_or(&machine.cpu)
 }
 
 /// Year, month and day in UTC.
@@ -138,7 +134,7 @@ fn speedup(files: &[File]) -> String {
     html += &pictures(files);
     html += "<h3>All that was measured</h3>\n";
     for (name, report) in speedups(files) {
-        let title = format!("{}, {} on {}", model(report), report.dtype, device(&report.run.machine));
+        let title = format!("{}, {} on {}", model(report), report.dtype, report.run.machine.name());
         html += &details(&format!("{name}: {title}"), &markdown(&report.markdown(), &title));
     }
     html
@@ -159,7 +155,7 @@ fn best(report: &Report) -> Vec<((String, String, usize), [String; 9])> {
             let (Some(saf), Some(paf)) = (fastest(case, mode, false), fastest(case, mode, true)) else { continue };
             let ms = |variant: &Variant| format!("{:.3}", variant.median_us.median / 1e3);
             let ratio = paf.speedup_over_saf;
-            let (model, device) = (model(report), device(&report.run.machine).to_owned());
+            let (model, device) = (model(report), report.run.machine.name());
             let tokens = case.lengths.as_ref().map_or_else(
                 || case.batch.saturating_mul(case.seq_len),
                 |lengths| lengths.iter().fold(0, |sum: usize, &length| sum.saturating_add(length)),
@@ -194,7 +190,7 @@ fn verdict(ratio: report::Spread) -> &'static str {
 fn pictures(files: &[File]) -> String {
     let mut groups: Vec<(String, Vec<Report>)> = Vec::new();
     for (_, report) in speedups(files) {
-        let name = format!("{} on {}", model(report), device(&report.run.machine));
+        let name = format!("{} on {}", model(report), report.run.machine.name());
         match groups.iter_mut().find(|(other, _)| *other == name) {
             Some((_, reports)) => reports.push(report.clone()),
             None => groups.push((name, vec![report.clone()])),
@@ -224,7 +220,7 @@ fn losses(files: &[File]) -> String {
     for (name, report) in speedups(files) {
         let lines = report.losses();
         if !lines.is_empty() {
-            let title = format!("{} on {} ({name}): {} rows", model(report), device(&report.run.machine), lines.len());
+            let title = format!("{} on {} ({name}): {} rows", model(report), report.run.machine.name(), lines.len());
             html += &details(&title, &list(&lines));
         }
     }
@@ -265,7 +261,8 @@ fn beside(files: &[File], report: &complexity::Report, title: &str) -> String {
             (config.hidden_size, heads, config.head_dim, config.intermediate_size, config.gated, config.causal)
         };
         let device = other.run.machine.device.as_deref() == Some(&report.device.name);
-        device && other.dtype == report.dtype && dimensions(&other.config) == dimensions(&report.config)
+        let kernels = other.run.machine.portable == report.run.machine.portable;
+        device && kernels && other.dtype == report.dtype && dimensions(&other.config) == dimensions(&report.config)
     };
     let mut rows = Vec::new();
     for (name, other) in speedups(files).filter(|(_, other)| is_same(other)) {
@@ -345,7 +342,7 @@ fn tables(files: &[File], section: &str) -> String {
     let mut html = String::new();
     for (name, results) in results(files) {
         let Some((_, what, of)) = place(results).filter(|(own, ..)| *own == section) else { continue };
-        html += &format!("<h3>{}</h3>\n", Escaped(&format!("{what}, {}", device(&results.run().machine))));
+        html += &format!("<h3>{}</h3>\n", Escaped(&format!("{what}, {}", results.run().machine.name())));
         html += &markdown(&results.markdown(), &format!("{name}: {of}"));
     }
     html
@@ -364,7 +361,7 @@ fn machines(files: &[File]) -> String {
     let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "–".to_owned());
     let rows = machines.into_iter().map(|machine| {
         [
-            machine.device.clone().unwrap_or_else(|| "no GPU".to_owned()),
+            machine.device.as_ref().map_or_else(|| "no GPU".to_owned(), |_| machine.name()),
             or(&machine.compute_capability),
             machine.multiprocessors.map_or_else(|| "–".to_owned(), |count| count.to_string()),
             or(&machine.driver),

@@ -206,7 +206,7 @@ impl<'a> Figure<'a> {
         let model = format!("{model} ({}), {}, a layer", report.design, report.dtype);
         let mut on = format!("predicted for {}", report.device.name);
         if report.is_measured() {
-            on += &format!("; measured on {}", report.run.machine.device.as_deref().unwrap_or("no device"));
+            on += &format!("; measured on {}", report.run.machine.name());
         }
         let titles = [title.to_owned(), model, on];
         let widths = titles.iter().zip([TITLE_SIZE, TEXT_SIZE, TEXT_SIZE]);

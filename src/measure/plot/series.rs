@@ -15,13 +15,13 @@ pub(super) struct Panel<'a> {
     pub(super) shapes: Vec<Shape<'a>>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 struct Conditions<'a> {
     model: Option<&'a str>,
     config: &'a Config,
     design: &'a str,
     dtype: &'a str,
-    device: &'a str,
+    device: String,
     mode: &'a str,
 }
 
@@ -68,7 +68,7 @@ impl Panel<'_> {
 
     /// What it was measured with, in words.
     pub(super) fn subtitle(&self) -> String {
-        let Conditions { dtype, device, mode, .. } = self.conditions;
+        let Conditions { dtype, device, mode, .. } = &self.conditions;
         format!("{dtype} on {device}, mode {mode}")
     }
 }
@@ -149,7 +149,7 @@ pub(super) fn panels(reports: &[Report]) -> Result<Vec<Panel<'_>>> {
     let mut panels: Vec<Panel<'_>> = Vec::new();
     for report in reports {
         let machine = &report.run.machine;
-        let device = machine.device.as_deref().unwrap_or(&machine.cpu);
+        let device = machine.name();
         if report.cases.is_empty() {
             let got = format!("0 ({} on {device})", report.model.as_deref().unwrap_or("custom dimensions"));
             return Err(refuse("number of cases in a result file", got, "at least 1"));
@@ -163,13 +163,13 @@ pub(super) fn panels(reports: &[Report]) -> Result<Vec<Panel<'_>>> {
                     config: &report.config,
                     design: &variant.design,
                     dtype: &report.dtype,
-                    device,
+                    device: device.clone(),
                     mode: &variant.mode,
                 };
                 let panel = entry(
                     &mut panels,
                     |panel| panel.conditions == conditions,
-                    || Panel { conditions, shapes: Vec::new() },
+                    || Panel { conditions: conditions.clone(), shapes: Vec::new() },
                 );
                 let shape =
                     entry(&mut panel.shapes, |shape| shape.is_of(case), || Shape { case, tokens, points: Vec::new() });

@@ -160,7 +160,7 @@ const STREAMS: [&str; 3] = ["caller", "attention", "ffn"];
 impl Trace {
     /// The file of these kernels, whose times begin with the first one's start.
     pub fn new(run: Run, about: About, slices: &[Slice]) -> Self {
-        let device = run.machine.device.clone().unwrap_or_else(|| run.machine.cpu.clone());
+        let device = run.machine.name();
         let of = |name: &str, tid, args| Event::Metadata { name: name.into(), pid: 0, tid, args };
         let mut events = vec![of("process_name", 0, serde_json::json!({ "name": device }))];
         let mut tid = 0;
