@@ -9,8 +9,6 @@
 
 pub(super) mod timings;
 
-use std::collections::BTreeSet;
-
 use super::report::{self, Run, Spread};
 use super::statistics::{CONFIDENCE, ratio_of_medians};
 use crate::error::{Error, Result};
@@ -63,8 +61,6 @@ pub struct Timing {
     pub key: String,
     /// Whether it is this crate's: what a peer does is shown, but no regression.
     pub ours: bool,
-    /// The family of its kernel, as `sm90`, where the result says it.
-    pub family: Option<String>,
     /// µs.
     pub samples_us: Vec<f64>,
 }
@@ -110,7 +106,7 @@ pub struct Row {
 /// Two results beside each other.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Comparison {
-    /// What else is not the same: builds and drivers, which may be what the comparison is about.
+    /// What else is not the same: builds, drivers and portable kernels, which may be what the comparison is about.
     pub differences: Vec<String>,
     /// Share by which a time must have changed to count.
     pub threshold: f64,
@@ -131,7 +127,6 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
     now.identity().check(&baseline.identity())?;
     let mut before = baseline.timings();
     let (mut rows, mut only_now) = (Vec::new(), Vec::new());
-    let mut families = [const { BTreeSet::new() }; 2];
     for timing in now.timings() {
         let Some(at) = before.iter().position(|earlier| earlier.key == timing.key) else {
             only_now.push(timing.name);
@@ -150,8 +145,6 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
         let median = |samples| super::statistics::Median::of(samples).map_or(f64::NAN, |median| median.value);
         let median_us = [median(&earlier.samples_us), median(&timing.samples_us)];
         rows.push(Row { name: timing.name, median_us, ratio: ratio.into(), verdict });
-        families[0].extend(earlier.family);
-        families[1].extend(timing.family);
     }
     if rows.is_empty() {
         let expected = "one at least, of the same shape and variant";
@@ -164,19 +157,15 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
         return Err(Error::mismatch("baseline", "number of rows that can be judged", 0, expected));
     }
     let only_before = before.into_iter().map(|timing| timing.name).collect();
-    let mut differences = differences(now.run(), baseline.run());
-    // As where one of them was told to do with the kernels that run on every card.
-    if families[0] != families[1] {
-        let [before, now] = families.map(|of| of.into_iter().collect::<Vec<_>>().join(" and "));
-        differences.push(format!("kernels {before}, now {now}"));
-    }
+    let differences = differences(now.run(), baseline.run());
     Ok(Comparison { differences, threshold, rows, only_now, only_before })
 }
 
 fn differences(now: &Run, before: &Run) -> Vec<String> {
     let known = |value: &Option<String>| value.clone().unwrap_or_else(|| "unknown".into());
-    let of = |run: &Run| [run.version.clone(), known(&run.git_revision), known(&run.machine.driver)];
-    let names = ["version", "git revision", "driver"].into_iter();
+    let kernels = |run: &Run| if run.machine.portable { "portable" } else { "the device's" }.to_owned();
+    let of = |run: &Run| [run.version.clone(), known(&run.git_revision), known(&run.machine.driver), kernels(run)];
+    let names = ["version", "git revision", "driver", "kernels"].into_iter();
     let pairs = names.zip(of(before).into_iter().zip(of(now)));
     pairs
         .filter(|(_, (before, now))| before != now)
@@ -261,7 +250,7 @@ mod tests {
     }
 
     fn timing(key: &str, samples_us: Vec<f64>) -> Timing {
-        Timing { name: format!("row {key}"), key: key.into(), ours: key != "peer", family: None, samples_us }
+        Timing { name: format!("row {key}"), key: key.into(), ours: key != "peer", samples_us }
     }
 
     fn constant(key: &str, us: f64) -> Timing {
@@ -297,8 +286,11 @@ mod tests {
         assert_eq!(comparison.differences, [] as [String; 0]);
         let mut other = result(vec![constant("a", 100.0)]);
         (other.run.git_revision, other.run.machine.driver) = (Some("abc".into()), Some("580.1".into()));
+        other.run.machine.portable = true;
         let table = compare(&other, &before, 0.02).unwrap().table();
-        assert!(table.contains("before and now: ") && table.contains("driver unknown, now 580.1\n"), "{table}");
+        for part in ["before and now: ", "driver unknown, now 580.1", "kernels the device's, now portable\n"] {
+            assert!(table.contains(part), "{part:?} is missing in {table}");
+        }
         // Large, but within the noise.
         let noisy = result(vec![timing("a", (0..11).map(|i| 90.0 + 4.0 * f64::from(i)).collect())]);
         assert_eq!(compare(&noisy, &before, 0.02).unwrap().rows[0].verdict, Verdict::Same);
@@ -346,17 +338,6 @@ mod tests {
         assert!(compare(&both, &both, 0.02).is_err());
         let peer = result(vec![peer]);
         assert_eq!(compare(&peer, &peer, 0.02).unwrap().rows[0].verdict, Verdict::Peer);
-    }
-
-    #[test]
-    fn other_families_of_kernels_are_a_difference() {
-        let of = |families: [&str; 2]| {
-            let row = |(key, family): (&str, &str)| Timing { family: Some(family.into()), ..constant(key, 1.0) };
-            result(["a", "b"].into_iter().zip(families).map(row).collect())
-        };
-        let differences = |before, now| compare(&of(now), &of(before), 0.02).unwrap().differences;
-        assert_eq!(differences(["sm90", "sm80"], ["sm80", "sm80"]), ["kernels sm80 and sm90, now sm80"]);
-        assert_eq!(differences(["sm90", "sm80"], ["sm80", "sm90"]), [] as [String; 0]);
     }
 
     /// In how many of a thousand comparisons a row is slower that takes `factor` times as long, where a sample's noise is `sigma`.

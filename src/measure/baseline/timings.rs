@@ -39,9 +39,9 @@ fn batch_of(case: &report::Case) -> String {
 }
 
 impl Machine {
-    /// What times depend on: the GPU and its kernels, or processor and threads.
+    /// What times depend on: the GPU, or processor and threads.
     pub(in crate::measure) fn identity(&self) -> String {
-        if self.device.is_some() { self.name() } else { format!("{}, {} threads", self.cpu, self.cpu_threads) }
+        self.device.clone().unwrap_or_else(|| format!("{}, {} threads", self.cpu, self.cpu_threads))
     }
 }
 
@@ -63,7 +63,7 @@ impl Timed for report::Report {
             let timing = |variant: &report::Variant| {
                 let name = format!("{shape}: {}", variant.name());
                 let key = format!("{batch}: {}", variant.name());
-                Timing { name, key, ours: true, family: None, samples_us: variant.samples_us.clone() }
+                Timing { name, key, ours: true, samples_us: variant.samples_us.clone() }
             };
             case.variants.iter().map(timing).collect::<Vec<_>>()
         };
@@ -79,9 +79,8 @@ fn of_rows(shape: &str, rows: &[Row]) -> Vec<Timing> {
         let key = format!("{shape}: {} {} {which} {}", row.by, row.what, row.overlap);
         let ours = row.variant.is_some();
         let planned = if row.planned { "* " } else { "" };
-        let family = row.variant.as_deref().map(|variant| variant.split(':').next().unwrap_or(variant).to_owned());
         let name = format!("{shape}: {planned}{}", row.name());
-        Timing { name, key, ours, family, samples_us: row.samples_us.clone() }
+        Timing { name, key, ours, samples_us: row.samples_us.clone() }
     };
     rows.iter().map(timing).collect()
 }
@@ -132,7 +131,6 @@ impl Timed for norm::Report {
                 key: name.clone(),
                 name,
                 ours: true,
-                family: None,
                 samples_us: samples_us.to_vec(),
             };
             let hot = case.hot.iter().map(|hot| timing(format!("{}, hot", case.shape), &hot.samples_us));
@@ -176,17 +174,10 @@ mod tests {
     }
 
     #[test]
-    fn another_card_its_portable_kernels_another_model_or_set_of_weights_is_refused() {
+    fn another_card_model_or_set_of_weights_is_refused() {
         let (h100, h200) = (read::<report::Report>("pythia-1.4b-h100"), read::<report::Report>("pythia-1.4b-h200"));
         let error = compare(&h100, &h200, 0.02).unwrap_err().to_string();
         assert!(error.contains("device is NVIDIA H200, expected NVIDIA H100"), "{error}");
-        let mut portable = h100.clone();
-        portable.run.machine.portable = true;
-        let error = compare(&portable, &h100, 0.02).unwrap_err().to_string();
-        assert!(
-            error.contains("device is NVIDIA H100 80GB HBM3, expected NVIDIA H100 80GB HBM3, portable kernels"),
-            "{error}"
-        );
         let error = compare(&h100, &read::<report::Report>("gpt-j-6b-h100"), 0.02).unwrap_err().to_string();
         assert!(error.contains("model is") && error.contains("16384"), "{error}");
         let mut other = h100.clone();
