@@ -220,8 +220,8 @@ mod gpu {
     pub(in super::super) struct Gpu {
         device: Device,
         weights: Arc<EncoderWeights>,
-        /// As the device holds them, for the oracle.
-        first_layers: Vec<LayerWeights>,
+        /// Of the first layers.
+        oracle: verify::gpu::Oracle,
         monitor: machine::Monitor,
         seed: u64,
     }
@@ -244,7 +244,8 @@ mod gpu {
             });
             let weights = Arc::new(EncoderWeights::upload(device, config, dtype, layers)?);
             let monitor = machine::Monitor::new(device);
-            Ok(Self { device: device.clone(), weights, first_layers, monitor, seed })
+            let oracle = verify::gpu::Oracle::new(first_layers, dtype);
+            Ok(Self { device: device.clone(), weights, oracle, monitor, seed })
         }
 
         /// The layers of `config`, or of each one block alone.
@@ -256,16 +257,16 @@ mod gpu {
             }
         }
 
-        /// One block of the first layers of `config`, a serial design's, against the oracle.
-        pub(in super::super) fn check_block_against_oracle(
+        /// The first layers of `config`, or of each one block alone, against the oracle.
+        pub(in super::super) fn check_some_against_oracle(
             &self,
             config: &EncoderConfig,
-            block: Branch,
+            block: Option<Branch>,
             plan: Plan,
             shape: &BatchShape,
         ) -> Result<Comparison> {
-            let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
-            verify::gpu::block(&self.weights, &self.first_layers, &config, block, plan, false, shape)
+            let config = EncoderConfig { num_hidden_layers: self.oracle.depth(), ..config.clone() };
+            self.oracle.check(&self.stack(&config, block)?, &config, block, plan, shape)
         }
     }
 
@@ -304,8 +305,7 @@ mod gpu {
         }
 
         fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison> {
-            let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
-            verify::gpu::stack(&self.weights, &self.first_layers, &config, plan, false, shape)
+            self.check_some_against_oracle(config, None, plan, shape)
         }
 
         fn measure(

@@ -190,10 +190,7 @@ mod on_device {
         planned
             .iter()
             .map(|(subject, Variant { design, plan, block, .. }, config)| {
-                let found = match block {
-                    Some(block) => backend.check_block_against_oracle(config, *block, *plan, &some)?,
-                    None => backend.check_against_oracle(config, *plan, &some)?,
-                };
+                let found = backend.check_some_against_oracle(config, *block, *plan, &some)?;
                 Ok(Verified::new(
                     format!("{} of {design} {plan}, {name}, first {ORACLE_LAYERS} layers at most", subject.name()),
                     found,

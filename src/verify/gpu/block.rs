@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::DTYPES;
-use super::layer::against_oracle;
+use super::expected::Expected;
+use super::layer::against;
 use crate::config::{BatchShape, Design, EncoderConfig, LayerConfig, Rotary, Schedule};
 use crate::dtype::Dtype;
 use crate::error::Result;
@@ -69,18 +70,17 @@ pub fn block(
     graph: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
-    let encoder = Encoder::new(config, weights.clone())?.only(block)?;
-    let alone: Vec<_> = layers.iter().map(|layer| alone(layer, config.layer.design, block)).collect();
-    against_oracle(&encoder, &alone, &parallel(config), plan, graph, shape)
+    let expected = Expected::of_block(layers, config, block, weights.dtype(), shape)?;
+    against(&Encoder::new(config, weights.clone())?.only(block)?, &expected, plan, graph, shape)
 }
 
 /// The parallel design with one norm, which is the block's where the other branch gives nothing.
-fn parallel(config: &EncoderConfig) -> EncoderConfig {
+pub(super) fn parallel(config: &EncoderConfig) -> EncoderConfig {
     config.with_design(config.layer.design.parallel())
 }
 
 /// Weights with which that is so: the other branch's last product is zero, and the norm that the design uses is the block's.
-fn alone(layer: &LayerWeights, design: Design, block: Branch) -> LayerWeights {
+pub(super) fn alone(layer: &LayerWeights, design: Design, block: Branch) -> LayerWeights {
     let mut layer = layer.clone();
     let norm = match block {
         Branch::Attention => {

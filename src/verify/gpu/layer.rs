@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
+use super::expected::Expected;
 use super::{ACTIVATIONS, DTYPES, random};
 use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
-use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Plan, Stream, Tensor};
-use crate::verify::{Case, Comparison, Layout, compare, poison_padding, widen};
+use crate::verify::{Case, Comparison, Layout, compare, poison_padding};
 use crate::weights::{LayerWeights, random_layers};
 
 /// Every design, schedule and way to launch, with every head width and layout of sequences; masks, activations, grouped
@@ -102,35 +102,35 @@ pub fn stack(
     graph: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
-    against_oracle(&Encoder::new(config, weights.clone())?, layers, config, plan, graph, shape)
+    let expected = Expected::of(layers, config, weights.dtype(), shape)?;
+    against(&Encoder::new(config, weights.clone())?, &expected, plan, graph, shape)
 }
 
-/// The stack of `encoder` against the oracle's of `config` and `layers`.
-pub(super) fn against_oracle(
+/// What stacks are checked with.
+pub(super) fn activations(dtype: Dtype, shape: &BatchShape, hidden_size: usize) -> Vec<f32> {
+    let mut x = random(dtype, shape.rows(), hidden_size, 8);
+    poison_padding(&mut x, shape, hidden_size);
+    x
+}
+
+/// The stack of `encoder` against what the oracle expects of it.
+pub(super) fn against(
     encoder: &Encoder,
-    layers: &[LayerWeights],
-    config: &EncoderConfig,
+    expected: &Expected,
     plan: impl Into<Plan>,
     graph: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
-    let (device, dtype, h) = (encoder.device(), encoder.dtype(), config.layer.hidden_size);
-    let mut x = random(dtype, shape.rows(), h, 8);
-    poison_padding(&mut x, shape, h);
-    let x_device = Tensor::from_host(device, dtype, shape.rows(), h, &x)?;
+    let (device, dtype, h) = (encoder.device(), encoder.dtype(), encoder.config().layer.hidden_size);
+    let x = Tensor::from_host(device, dtype, shape.rows(), h, &activations(dtype, shape, h))?;
     let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
     let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
     let mut workspace = encoder.workspace(&batch)?;
     workspace.poison()?;
     if graph {
-        let graph = encoder.capture(&stream, plan, &batch, &x_device, &mut y, &mut workspace)?;
-        graph.launch(&stream)?;
+        encoder.capture(&stream, plan, &batch, &x, &mut y, &mut workspace)?.launch(&stream)?;
     } else {
-        encoder.forward(&stream, plan, &batch, &x_device, &mut y, &mut workspace)?;
+        encoder.forward(&stream, plan, &batch, &x, &mut y, &mut workspace)?;
     }
-    let got = y.to_host()?;
-    let x = widen(&x);
-    let exact = oracle::encoder(config, layers, &x, shape, Rounding::Exact)?;
-    let naive = oracle::encoder(config, layers, &x, shape, Rounding::To(dtype))?;
-    compare(&got, &exact, &naive, dtype.epsilon(), h)
+    compare(&y.to_host()?, &expected.exact, &expected.naive, dtype.epsilon(), h)
 }
