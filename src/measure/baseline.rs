@@ -6,8 +6,14 @@
 //! threshold is for what they cannot: another card of the same kind, another temperature, or what else one run has and the other has
 //! not. It also keeps a comparison of hundreds of rows, of which a few are outside their intervals by chance, from crying wolf: with
 //! samples as quiet as [`NOISE`](super::timing::NOISE) asks, 2 % is more than five standard errors.
+//!
+//! Neither helps where something else keeps the device busy for as long as a row of short kernels is sampled, tens of milliseconds: such
+//! samples agree with each other. Therefore what looks slower is measured once more, and counts if it is slower then, too
+//! ([`Comparison::confirm`]).
 
 pub(super) mod timings;
+
+use std::collections::BTreeSet;
 
 use super::report::{self, Run, Spread};
 use super::statistics::{CONFIDENCE, ratio_of_medians};
@@ -59,6 +65,8 @@ pub struct Timing {
     pub name: String,
     /// What it is found by in another result.
     pub key: String,
+    /// Index of the shape that it is of, among those that were measured.
+    pub case: usize,
     /// Whether it is this crate's: what a peer does is shown, but no regression.
     pub ours: bool,
     /// µs.
@@ -80,6 +88,8 @@ pub trait Timed {
 pub enum Verdict {
     /// Slower by more than noise and threshold.
     Slower,
+    /// That, but not when it was measured again.
+    Once,
     /// Faster likewise.
     Faster,
     /// Neither.
@@ -95,12 +105,18 @@ pub enum Verdict {
 pub struct Row {
     /// What it is.
     pub name: String,
+    /// What it is found by in another result.
+    pub key: String,
+    /// Index of its shape in the new result.
+    pub case: usize,
     /// Median before and now, µs.
     pub median_us: [f64; 2],
     /// Time now over time before.
     pub ratio: Spread,
     /// What that means.
     pub verdict: Verdict,
+    /// The ratio when it was measured again, if it was.
+    pub again: Option<f64>,
 }
 
 /// Two results beside each other.
@@ -144,7 +160,8 @@ pub fn compare(now: &impl Timed, baseline: &impl Timed, threshold: f64) -> Resul
         };
         let median = |samples| super::statistics::Median::of(samples).map_or(f64::NAN, |median| median.value);
         let median_us = [median(&earlier.samples_us), median(&timing.samples_us)];
-        rows.push(Row { name: timing.name, median_us, ratio: ratio.into(), verdict });
+        let Timing { name, key, case, .. } = timing;
+        rows.push(Row { name, key, case, median_us, ratio: ratio.into(), verdict, again: None });
     }
     if rows.is_empty() {
         let expected = "one at least, of the same shape and variant";
@@ -179,6 +196,23 @@ impl Comparison {
         self.rows.iter().filter(|row| row.verdict == Verdict::Slower)
     }
 
+    /// The shapes, by index, of the rows that have become slower: those to be measured again.
+    pub fn doubtful(&self) -> BTreeSet<usize> {
+        self.regressions().map(|row| row.case).collect()
+    }
+
+    /// Takes in what a second measurement of [some shapes](Self::doubtful), beside the same baseline, says of the rows that have become
+    /// slower: one that is not slower there, either, has not.
+    pub fn confirm(&mut self, again: &Self) {
+        for row in self.rows.iter_mut().filter(|row| row.verdict == Verdict::Slower) {
+            let Some(second) = again.rows.iter().find(|second| second.key == row.key) else { continue };
+            row.again = Some(second.ratio.median);
+            if second.verdict != Verdict::Slower {
+                row.verdict = Verdict::Once;
+            }
+        }
+    }
+
     /// The table for a terminal, and under it the rows without a partner.
     pub fn table(&self) -> String {
         let columns = ["row", "before, µs", "now, µs", "now / before", "95 % interval", ""];
@@ -186,6 +220,7 @@ impl Comparison {
             let Spread { median, low, high, .. } = row.ratio;
             let verdict = match row.verdict {
                 Verdict::Slower => "SLOWER",
+                Verdict::Once => "slower once",
                 Verdict::Faster => "faster",
                 Verdict::Same => "same",
                 Verdict::TooFew => "too few samples",
@@ -203,6 +238,11 @@ impl Comparison {
         let mut text = report::table(columns, cells) + "\n";
         if !self.differences.is_empty() {
             text += &format!("before and now: {}\n", self.differences.join("; "));
+        }
+        let again = |row: &Row| Some(format!("{}: {:.3}, then {:.3}", row.name, row.ratio.median, row.again?));
+        let again: Vec<_> = self.rows.iter().filter_map(again).collect();
+        if !again.is_empty() {
+            text += &format!("slower, so measured again:\n  {}\n", again.join("\n  "));
         }
         for (whose, names) in [("this run", &self.only_now), ("the baseline", &self.only_before)] {
             if !names.is_empty() {
@@ -250,7 +290,13 @@ mod tests {
     }
 
     fn timing(key: &str, samples_us: Vec<f64>) -> Timing {
-        Timing { name: format!("row {key}"), key: key.into(), ours: key != "peer", samples_us }
+        Timing {
+            name: format!("row {key}"),
+            key: key.into(),
+            case: usize::from(key > "b"),
+            ours: key != "peer",
+            samples_us,
+        }
     }
 
     fn constant(key: &str, us: f64) -> Timing {
@@ -294,6 +340,33 @@ mod tests {
         // Large, but within the noise.
         let noisy = result(vec![timing("a", (0..11).map(|i| 90.0 + 4.0 * f64::from(i)).collect())]);
         assert_eq!(compare(&noisy, &before, 0.02).unwrap().rows[0].verdict, Verdict::Same);
+    }
+
+    #[test]
+    fn what_is_slower_once_is_not_slower() {
+        let of = |times: &[(&str, f64)]| result(times.iter().map(|&(key, us)| constant(key, us)).collect());
+        let before = of(&["a", "b", "c", "d", "e"].map(|key| (key, 100.0)));
+        let compare = |times: &[(&str, f64)]| compare(&of(times), &before, 0.02).unwrap();
+        let mut comparison = compare(&[("a", 100.0), ("b", 101.0), ("c", 103.0), ("d", 104.0), ("e", 105.0)]);
+        assert_eq!(comparison.doubtful(), BTreeSet::from([1]));
+        // One row is there no more: nothing speaks against what was seen. That another is slower now was not asked.
+        comparison.confirm(&compare(&[("b", 150.0), ("d", 101.0), ("e", 103.0)]));
+        let verdicts: Vec<_> = comparison.rows.iter().map(|row| (row.verdict, row.again)).collect();
+        assert_eq!(
+            verdicts,
+            [
+                (Verdict::Same, None),
+                (Verdict::Same, None),
+                (Verdict::Slower, None),
+                (Verdict::Once, Some(1.01)),
+                (Verdict::Slower, Some(1.03))
+            ]
+        );
+        assert_eq!(comparison.regressions().map(|row| row.key.as_str()).collect::<Vec<_>>(), ["c", "e"]);
+        let table = comparison.table();
+        for part in ["slower once", "measured again:\n  row d: 1.040, then 1.010\n  row e: 1.050, then 1.030\n"] {
+            assert!(table.contains(part), "{part:?} is missing in {table}");
+        }
     }
 
     #[test]

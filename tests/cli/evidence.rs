@@ -41,12 +41,16 @@ impl Earlier {
     /// The same with all samples multiplied, by more than a busy processor does.
     fn scaled(&self, name: &str, factor: f64) -> String {
         self.changed(name, |report| {
-            for variant in report["cases"][0]["variants"].as_array_mut().unwrap() {
-                for sample in variant["samples_us"].as_array_mut().unwrap() {
-                    *sample = (sample.as_f64().unwrap() * factor).into();
-                }
-            }
+            scale(&mut report["cases"][0], factor);
         })
+    }
+}
+
+fn scale(case: &mut Value, factor: f64) {
+    for variant in case["variants"].as_array_mut().unwrap() {
+        for sample in variant["samples_us"].as_array_mut().unwrap() {
+            *sample = (sample.as_f64().unwrap() * factor).into();
+        }
     }
 }
 
@@ -58,16 +62,30 @@ fn a_slower_run_than_the_baseline_is_exit_code_3() {
     let output = paf(&small(&["--baseline", &fast, "--json", &now]));
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(3), "{stderr}");
-    for part in ["SAF / this", "Beside ", "fast.json", "now / before", "SLOWER"] {
+    for part in ["SAF / this", "Beside ", "fast.json", "now / before", "SLOWER", "slower, so measured again:\n"] {
         assert!(stdout.contains(part), "{part:?} is missing in: {stdout}");
     }
     assert!(stderr.contains("3 of 3 rows are slower") && stderr.contains("more than 2 %"), "{stderr}");
+    assert_eq!(stdout.matches(", then ").count(), 3, "{stdout}");
     assert_eq!(read_json(&now)["cases"].as_array().unwrap().len(), 1, "the result is kept");
 
     let output = paf(&small(&["--baseline", &slow, "--threshold", "50"]));
     let stdout = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
-    assert_eq!(stdout.matches("faster").count(), 3, "{stdout}");
+    assert!(stdout.matches("faster").count() == 3 && !stdout.contains("again"), "{stdout}");
+    // Of two shapes the one that is slower, and no other, is measured again.
+    let two = earlier.path("two.json");
+    assert_eq!(paf(&small(&["--batch", "1,2", "--json", &two])).status.code(), Some(0));
+    let mut report = read_json(&two);
+    for (case, factor) in report["cases"].as_array_mut().unwrap().iter_mut().zip([1000.0, 0.001]) {
+        scale(case, factor);
+    }
+    std::fs::write(&two, report.to_string()).unwrap();
+    let output = paf(&small(&["--batch", "1,2", "--baseline", &two]));
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert_eq!((stdout.matches("faster").count(), stdout.matches("SLOWER").count()), (3, 3), "{stdout}");
+    assert_eq!((stdout.matches("  2 × 16: ").count(), stdout.matches(", then ").count()), (3, 3), "{stdout}");
     // Data on stdout is only data with a baseline, too.
     let output = paf(&small(&["--baseline", &fast, "--json", "-"]));
     assert_eq!(output.status.code(), Some(3));

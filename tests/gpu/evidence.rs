@@ -97,7 +97,7 @@ fn slowdown(name: &str, command: &str) -> Outcome {
         let of = |line: &&str| line.contains("│") && line.contains(verdict) && !line.contains("hot");
         text.lines().filter(of).count()
     };
-    let (found, others) = (rows(" SLOWER "), rows(" same ") + rows(" faster "));
+    let (found, others) = (rows(" SLOWER "), rows(" slower once ") + rows(" same ") + rows(" faster "));
     // Layers: SAF, which is not slowed down, and one schedule of PAF.
     let expected = if name == "paf-post" { 1 } else { 0 };
     if found == 0 || others != expected {

@@ -13,7 +13,7 @@ use paf_cuda::measure::timing::Effort;
 use paf_cuda::measure::{gemm, norm};
 use paf_cuda::{Dtype, Error};
 
-use super::baseline::{BaselineArguments, compared};
+use super::baseline::{BaselineArguments, compared, some};
 use super::options::{self, NoiseArguments};
 use super::output::{Sink, note, print, progress, warnings, write_result};
 use super::select::DeviceArguments;
@@ -159,15 +159,21 @@ fn gemm(arguments: &Gemm) -> Result<()> {
     let bar = progress(experiment.shapes.len());
     bar.set_message("measuring the peak");
     experiment.peak = Some(peak::of_device(&device, dtype, effort)?.peak);
-    let report = experiment.run(&device, |i, (m, n, k)| {
-        bar.set_position(i as u64);
-        bar.set_message(format!("{m} × {n} × {k}"));
-    })?;
+    let measured = |experiment: &gemm::Experiment| {
+        experiment.run(&device, |i, (m, n, k)| {
+            bar.set_position(i as u64);
+            bar.set_message(format!("{m} × {n} × {k}"));
+        })
+    };
+    let report = measured(&experiment)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report, |doubtful| {
+        let shapes = some(&experiment.shapes, doubtful);
+        Ok(measured(&gemm::Experiment { shapes, ..experiment.clone() })?)
+    });
     bar.finish_and_clear();
     if report.cublaslt_version.is_none() {
         note("cuBLASLt was not found (libcublasLt.so on the loader's path): measured without the peer");
     }
-    let (beside, verdict) = compared(baseline.as_ref(), &report);
     let means = "\nTime of cuBLASLt / ours: geometric means over the planned variants\n";
     let text = report.table()
         + &peak_line(report.measured_peak.as_ref())
@@ -187,12 +193,18 @@ fn norm(how: &How) -> Result<()> {
     let device = how.device.open()?;
     baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&device)))?;
     let bar = progress(experiment.shapes.len());
-    let report = experiment.run(&device, |i, shape| {
-        bar.set_position(i as u64);
-        bar.set_message(format!("{} × {}", shape.rows, shape.hidden_size));
-    })?;
+    let measured = |experiment: &norm::Experiment| {
+        experiment.run(&device, |i, shape| {
+            bar.set_position(i as u64);
+            bar.set_message(format!("{} × {}", shape.rows, shape.hidden_size));
+        })
+    };
+    let report = measured(&experiment)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report, |doubtful| {
+        let shapes = some(&experiment.shapes, doubtful);
+        Ok(measured(&norm::Experiment { shapes, ..experiment.clone() })?)
+    });
     bar.finish_and_clear();
-    let (beside, verdict) = compared(baseline.as_ref(), &report);
     let text = report.markdown() + &warnings(&report.warnings()) + &beside;
     write_result(sink, &text, &report.json())?;
     verdict
@@ -222,12 +234,18 @@ fn attention(arguments: &Attention) -> Result<()> {
     let bar = progress(experiment.shapes.len());
     bar.set_message("measuring the peak");
     experiment.peak = Some(peak::of_device(&device, dtype, effort)?.peak);
-    let report = experiment.run(&device, peer.as_mut(), |i, shape| {
-        bar.set_position(i as u64);
-        bar.set_message(shape.to_string());
-    })?;
+    let mut measured = |experiment: &attention::Experiment| {
+        experiment.run(&device, peer.as_mut(), |i, shape| {
+            bar.set_position(i as u64);
+            bar.set_message(shape.to_string());
+        })
+    };
+    let report = measured(&experiment)?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report, |doubtful| {
+        let shapes = some(&experiment.shapes, doubtful);
+        Ok(measured(&attention::Experiment { shapes, ..experiment.clone() })?)
+    });
     bar.finish_and_clear();
-    let (beside, verdict) = compared(baseline.as_ref(), &report);
     let ratios = "\nTime of PyTorch's back ends / ours\n";
     let text = report.table()
         + &peak_line(report.measured_peak.as_ref())

@@ -11,7 +11,7 @@ use paf_cuda::measure::speedup::{Choice, Engine, Experiment, Mode, Step, Weights
 use paf_cuda::measure::timing::Effort;
 use paf_cuda::{BatchShape, Dtype, Error};
 
-use super::baseline::{BaselineArguments, compared};
+use super::baseline::{BaselineArguments, compared, some};
 use super::options::{Launch, SamplingArguments, ShapeArguments, StackArguments};
 use super::output::{Sink, note, print, progress, warnings};
 #[cfg(feature = "tokenizers")]
@@ -86,27 +86,32 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&engine)))?;
 
     let bar = progress(experiment.shapes.len() * (experiment.effort.max_rounds + experiment.effort.warm_up_rounds));
-    let report = experiment.run(&engine, |i, step| {
-        let shape = &experiment.shapes[i];
-        let shape = shape_name(shape.batch(), shape.seq_len(), shape.is_packed());
-        match step {
-            Step::Weights { n, of } => bar.set_message(format!("weights of layer {n} of {of}")),
-            Step::Plan => {
-                bar.set_position((i * experiment.effort.max_rounds) as u64);
-                bar.set_message(format!("planning {shape}"));
+    let measured = |experiment: &Experiment| {
+        experiment.run(&engine, |i, step| {
+            let shape = &experiment.shapes[i];
+            let shape = shape_name(shape.batch(), shape.seq_len(), shape.is_packed());
+            match step {
+                Step::Weights { n, of } => bar.set_message(format!("weights of layer {n} of {of}")),
+                Step::Plan => {
+                    bar.set_position((i * experiment.effort.max_rounds) as u64);
+                    bar.set_message(format!("planning {shape}"));
+                }
+                Step::Verify => {
+                    bar.set_message(format!("verifying {shape}"));
+                }
+                Step::Round(_) => {
+                    bar.set_message(format!("measuring {shape}"));
+                    bar.inc(1);
+                }
             }
-            Step::Verify => {
-                bar.set_message(format!("verifying {shape}"));
-            }
-            Step::Round(_) => {
-                bar.set_message(format!("measuring {shape}"));
-                bar.inc(1);
-            }
-        }
+        })
+    };
+    let report = measured(&experiment).inspect_err(|_| bar.finish_and_clear())?;
+    let (beside, verdict) = compared(baseline.as_ref(), &report, |doubtful| {
+        let shapes = some(&experiment.shapes, doubtful);
+        Ok(measured(&Experiment { shapes, ..experiment.clone() })?)
     });
     bar.finish_and_clear();
-    let report = report?;
-    let (beside, verdict) = compared(baseline.as_ref(), &report);
     write(&report, &beside, sinks)?;
     verdict
 }

@@ -57,22 +57,22 @@ impl Timed for report::Report {
     }
 
     fn timings(&self) -> Vec<Timing> {
-        let of_case = |case: &report::Case| {
+        let of_case = |(at, case): (usize, &report::Case)| {
             let shape = report::shape_name(case.batch, case.seq_len, case.packed);
             let batch = batch_of(case);
             let timing = |variant: &report::Variant| {
                 let name = format!("{shape}: {}", variant.name());
                 let key = format!("{batch}: {}", variant.name());
-                Timing { name, key, ours: true, samples_us: variant.samples_us.clone() }
+                Timing { name, key, case: at, ours: true, samples_us: variant.samples_us.clone() }
             };
             case.variants.iter().map(timing).collect::<Vec<_>>()
         };
-        self.cases.iter().flat_map(of_case).collect()
+        self.cases.iter().enumerate().flat_map(of_case).collect()
     }
 }
 
 /// Rows of single kernels on one shape.
-fn of_rows(shape: &str, rows: &[Row]) -> Vec<Timing> {
+fn of_rows(case: usize, shape: &str, rows: &[Row]) -> Vec<Timing> {
     let timing = |row: &Row| {
         // What was chosen then need not be what is chosen now.
         let which = if row.planned { "planned" } else { row.variant.as_deref().unwrap_or_default() };
@@ -80,7 +80,7 @@ fn of_rows(shape: &str, rows: &[Row]) -> Vec<Timing> {
         let ours = row.variant.is_some();
         let planned = if row.planned { "* " } else { "" };
         let name = format!("{shape}: {planned}{}", row.name());
-        Timing { name, key, ours, samples_us: row.samples_us.clone() }
+        Timing { name, key, case, ours, samples_us: row.samples_us.clone() }
     };
     rows.iter().map(timing).collect()
 }
@@ -96,7 +96,8 @@ impl Timed for gemm::Report {
     }
 
     fn timings(&self) -> Vec<Timing> {
-        self.cases.iter().flat_map(|case| of_rows(&case.name(), &case.rows)).collect()
+        let cases = self.cases.iter().enumerate();
+        cases.flat_map(|(at, case)| of_rows(at, &case.name(), &case.rows)).collect()
     }
 }
 
@@ -111,7 +112,8 @@ impl Timed for attention::Report {
     }
 
     fn timings(&self) -> Vec<Timing> {
-        self.cases.iter().flat_map(|case| of_rows(&case.shape.to_string(), &case.rows)).collect()
+        let cases = self.cases.iter().enumerate();
+        cases.flat_map(|(at, case)| of_rows(at, &case.shape.to_string(), &case.rows)).collect()
     }
 }
 
@@ -126,17 +128,18 @@ impl Timed for norm::Report {
     }
 
     fn timings(&self) -> Vec<Timing> {
-        let of_case = |case: &norm::Case| {
+        let of_case = |(at, case): (usize, &norm::Case)| {
             let timing = |name: String, samples_us: &[f64]| Timing {
                 key: name.clone(),
                 name,
+                case: at,
                 ours: true,
                 samples_us: samples_us.to_vec(),
             };
             let hot = case.hot.iter().map(|hot| timing(format!("{}, hot", case.shape), &hot.samples_us));
             std::iter::once(timing(case.shape.to_string(), &case.samples_us)).chain(hot).collect::<Vec<_>>()
         };
-        self.cases.iter().flat_map(of_case).collect()
+        self.cases.iter().enumerate().flat_map(of_case).collect()
     }
 }
 

@@ -134,7 +134,7 @@ impl Experiment {
     /// What a result on `engine` will be one of.
     pub fn identity(&self, engine: &Engine) -> Identity {
         let (device, dtype) = match engine {
-            Engine::Cpu => (machine::host().name(), CPU_ELEMENT),
+            Engine::Cpu => (machine::host().identity(), CPU_ELEMENT),
             #[cfg(feature = "cuda")]
             Engine::Gpu(device, dtype) => (device.info().name.clone(), dtype.name()),
         };
