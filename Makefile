@@ -48,6 +48,7 @@ check: toolkit
 	cargo clippy --all-targets -- -D warnings
 	cargo clippy --all-targets --features tokenizers,dlpack -- -D warnings
 	cargo clippy --all-targets --no-default-features -- -D warnings
+	cargo clippy --all-targets --no-default-features --features cuda -- -D warnings
 	cargo clippy --all-targets --no-default-features --features cli -- -D warnings
 	cargo clippy --all-targets --no-default-features --features checkpoint -- -D warnings
 	cargo clippy --all-targets --no-default-features --features tokenizers -- -D warnings

@@ -261,7 +261,8 @@ impl Device {
         self.inner.portable
     }
 
-    /// Whether Hopper's own kernels could run here, but do not.
+    /// Whether Hopper's own kernels could run here, but do not. For measuring.
+    #[cfg(feature = "cli")]
     pub(crate) fn leaves_hopper_kernels(&self) -> bool {
         self.inner.portable && self.is_hopper()
     }

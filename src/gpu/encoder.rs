@@ -181,7 +181,6 @@ impl Encoder {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a parallel design, whose branches have one sum and norm together.
-    #[cfg(any(feature = "cli", test))]
     pub(crate) fn only(self, block: Branch) -> Result<Self> {
         if self.config.layer.design.is_parallel() {
             return Err(Error::Unsupported {
@@ -193,7 +192,7 @@ impl Encoder {
     }
 
     /// Which block alone, if it is not whole layers.
-    pub(super) fn block(&self) -> Option<Branch> {
+    pub(crate) fn block(&self) -> Option<Branch> {
         self.block
     }
 

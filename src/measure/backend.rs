@@ -266,7 +266,7 @@ mod gpu {
             shape: &BatchShape,
         ) -> Result<Comparison> {
             let config = EncoderConfig { num_hidden_layers: self.oracle.depth(), ..config.clone() };
-            self.oracle.check(&self.stack(&config, block)?, &config, block, plan, shape)
+            self.oracle.check(&self.stack(&config, block)?, plan, false, shape)
         }
     }
 

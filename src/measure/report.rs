@@ -94,7 +94,7 @@ pub struct Machine {
     pub cpu_threads: usize,
     /// The GPU, if it was measured.
     pub device: Option<String>,
-    /// Whether the kernels that run on every card were measured, though it has faster ones; absent in files that have none of that.
+    /// Whether the kernels that run on every card were measured where there are faster ones; absent if not.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub portable: bool,
     /// Its compute capability, `major.minor`.

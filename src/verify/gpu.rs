@@ -22,9 +22,7 @@ use crate::gpu::kernel::{self, Cluster, Epilogue, GemmVariant, Norm, Product};
 use crate::gpu::tiles::GEMM_SM90_TILES;
 use crate::gpu::{Batch, Device, Stream, Tensor};
 use crate::weights::{NormWeights, random_activations};
-pub use block::block;
 pub use expected::Oracle;
-pub use layer::stack;
 pub use model::check as whole_model;
 pub use model::check as model;
 

@@ -2,7 +2,6 @@
 
 use paf_cuda::gpu::kernel::{self, AttentionVariant, Cluster, GemmVariant};
 use paf_cuda::gpu::{LayerProduct, Plan, Planned, Planner};
-use paf_cuda::weights::LayerWeights;
 
 use super::*;
 
@@ -44,7 +43,7 @@ fn schedules(design: Design) -> impl Iterator<Item = Schedule> {
 /// The stack of [`Fixture`] against the oracle.
 struct Checked {
     config: EncoderConfig,
-    layers: Vec<LayerWeights>,
+    oracle: verify::gpu::Oracle,
     weights: Arc<EncoderWeights>,
 }
 
@@ -54,12 +53,12 @@ impl Checked {
         let config = EncoderConfig { layer, num_hidden_layers: 3 };
         let layers: Vec<_> = random_layers(&config, 3).map(|layer| layer.rounded(Dtype::Bf16)).collect();
         let weights = Arc::new(EncoderWeights::upload(device, &config, Dtype::Bf16, &layers)?);
-        Ok(Self { config, layers, weights })
+        Ok(Self { config, oracle: verify::gpu::Oracle::new(layers, Dtype::Bf16), weights })
     }
 
     fn check(&self, plan: Plan, graph: bool) -> Outcome {
-        let checked = verify::gpu::stack(&self.weights, &self.layers, &self.config, plan, graph, &shape()?);
-        checked.map(drop).map_err(|error| format!("{plan}: {error}").into())
+        let encoder = Encoder::new(&self.config, self.weights.clone())?;
+        self.oracle.check(&encoder, plan, graph, &shape()?).map(drop).map_err(|error| format!("{plan}: {error}").into())
     }
 }
 

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use super::DTYPES;
-use super::expected::Expected;
-use super::layer::against;
+use super::expected::Oracle;
 use crate::config::{BatchShape, Design, EncoderConfig, LayerConfig, Rotary, Schedule};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::gpu::{Branch, Device, Encoder, EncoderWeights, Plan};
+use crate::gpu::{Branch, Device, Encoder, EncoderWeights};
 use crate::verify::{Case, Comparison, Layout};
 use crate::weights::{LayerWeights, random_layers};
 
@@ -46,35 +45,18 @@ fn case(
     device: &Device,
     dtype: Dtype,
     layer: &LayerConfig,
-    of: Branch,
+    block: Branch,
     graph: bool,
     shape: &BatchShape,
 ) -> Result<Comparison> {
     let config = EncoderConfig { layer: layer.clone(), num_hidden_layers: 3 };
     let layers: Vec<_> = random_layers(&config, 7).map(|layer| layer.rounded(dtype)).collect();
     let weights = Arc::new(EncoderWeights::upload(device, &config, dtype, &layers)?);
-    block(&weights, &layers, &config, of, Schedule::Serial.into(), graph, shape)
+    let encoder = Encoder::new(&config, weights)?.only(block)?;
+    Oracle::new(layers, dtype).check(&encoder, Schedule::Serial, graph, shape)
 }
 
-/// A stack of one block of each layer of `config`, whose design is serial, against the oracle. `layers` are the weights as the
-/// device holds them: rounded.
-///
-/// # Errors
-/// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
-pub fn block(
-    weights: &Arc<EncoderWeights>,
-    layers: &[LayerWeights],
-    config: &EncoderConfig,
-    block: Branch,
-    plan: Plan,
-    graph: bool,
-    shape: &BatchShape,
-) -> Result<Comparison> {
-    let expected = Expected::of_block(layers, config, block, weights.dtype(), shape)?;
-    against(&Encoder::new(config, weights.clone())?.only(block)?, &expected, plan, graph, shape)
-}
-
-/// The parallel design with one norm, which is the block's where the other branch gives nothing.
+/// What the oracle takes for a block alone: the parallel design with one norm, which is the block's where the other branch gives nothing.
 pub(super) fn parallel(config: &EncoderConfig) -> EncoderConfig {
     config.with_design(config.layer.design.parallel())
 }

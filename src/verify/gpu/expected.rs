@@ -4,49 +4,17 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::block::{alone, parallel};
-use super::layer::{activations, against};
+use super::random;
 use crate::config::{BatchShape, EncoderConfig};
 use crate::cpu::oracle::{self, Rounding};
 use crate::dtype::Dtype;
 use crate::error::Result;
-use crate::gpu::{Branch, Encoder, Plan};
-use crate::verify::{Comparison, widen};
+use crate::gpu::{Batch, Branch, Encoder, Plan, Stream, Tensor};
+use crate::verify::{Comparison, compare, poison_padding, widen};
 use crate::weights::LayerWeights;
 
-/// Results of a stack on the activations that it is checked with: exact ones, and those of the naive implementation in its type.
-pub(super) struct Expected {
-    pub(super) exact: Vec<f64>,
-    pub(super) naive: Vec<f64>,
-}
-
-impl Expected {
-    /// Of the stack of `config`, whose weights are `layers`.
-    pub(super) fn of(
-        layers: &[LayerWeights],
-        config: &EncoderConfig,
-        dtype: Dtype,
-        shape: &BatchShape,
-    ) -> Result<Self> {
-        let x = widen(&activations(dtype, shape, config.layer.hidden_size));
-        let rounded = |rounding| oracle::encoder(config, layers, &x, shape, rounding);
-        Ok(Self { exact: rounded(Rounding::Exact)?, naive: rounded(Rounding::To(dtype))? })
-    }
-
-    /// Of that block alone of each layer of `config`, whose design is serial.
-    pub(super) fn of_block(
-        layers: &[LayerWeights],
-        config: &EncoderConfig,
-        block: Branch,
-        dtype: Dtype,
-        shape: &BatchShape,
-    ) -> Result<Self> {
-        let alone: Vec<_> = layers.iter().map(|layer| alone(layer, config.layer.design, block)).collect();
-        Self::of(&alone, &parallel(config), dtype, shape)
-    }
-}
-
 /// The oracle for stacks of the same weights: asked once about each, on one batch shape after the other, however many plans are held
-/// against its answer. Its plain loops take seconds, of wide layers a minute.
+/// against its answer. Its plain loops take seconds where layers are wide.
 pub struct Oracle {
     layers: Vec<LayerWeights>,
     dtype: Dtype,
@@ -61,6 +29,12 @@ struct Answer {
     expected: Rc<Expected>,
 }
 
+/// Results of a stack on the activations that it is checked with: exact ones, and those of the naive implementation in its type.
+struct Expected {
+    exact: Vec<f64>,
+    naive: Vec<f64>,
+}
+
 impl Oracle {
     /// `layers` are the weights as the device holds them: rounded to `dtype`.
     pub fn new(layers: Vec<LayerWeights>, dtype: Dtype) -> Self {
@@ -72,20 +46,32 @@ impl Oracle {
         self.layers.len()
     }
 
-    /// `encoder`, which is of these weights, run by `plan` on random activations, against the stack of `config`, or of one block of
-    /// each layer of it.
+    /// The stack of `encoder`, of these weights and as deep, or of one block of each layer if it is that, run by `plan` on random
+    /// activations, against the oracle.
     ///
     /// # Errors
     /// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
     pub fn check(
         &self,
         encoder: &Encoder,
-        config: &EncoderConfig,
-        block: Option<Branch>,
-        plan: Plan,
+        plan: impl Into<Plan>,
+        graph: bool,
         shape: &BatchShape,
     ) -> Result<Comparison> {
-        against(encoder, &*self.expected(config, block, shape)?, plan, false, shape)
+        let (device, dtype, h) = (encoder.device(), encoder.dtype(), encoder.config().layer.hidden_size);
+        let x = Tensor::from_host(device, dtype, shape.rows(), h, &activations(dtype, shape, h))?;
+        let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
+        let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+        let mut workspace = encoder.workspace(&batch)?;
+        workspace.poison()?;
+        if graph {
+            encoder.capture(&stream, plan, &batch, &x, &mut y, &mut workspace)?.launch(&stream)?;
+        } else {
+            encoder.forward(&stream, plan, &batch, &x, &mut y, &mut workspace)?;
+        }
+        let got = y.to_host()?;
+        let expected = self.expected(encoder.config(), encoder.block(), shape)?;
+        compare(&got, &expected.exact, &expected.naive, dtype.epsilon(), h)
     }
 
     fn expected(&self, config: &EncoderConfig, block: Option<Branch>, shape: &BatchShape) -> Result<Rc<Expected>> {
@@ -94,14 +80,36 @@ impl Oracle {
         if let Some(known) = answers.iter().find(|answer| answer.config == *config && answer.block == block) {
             return Ok(known.expected.clone());
         }
-        let expected = Rc::new(match block {
-            None => Expected::of(&self.layers, config, self.dtype, shape)?,
-            Some(block) => Expected::of_block(&self.layers, config, block, self.dtype, shape)?,
-        });
+        let expected = Rc::new(Expected::of(&self.layers, config, block, self.dtype, shape)?);
         let (config, shape) = (config.clone(), shape.clone());
         answers.push(Answer { config, block, shape, expected: expected.clone() });
         Ok(expected)
     }
+}
+
+impl Expected {
+    fn of(
+        layers: &[LayerWeights],
+        config: &EncoderConfig,
+        block: Option<Branch>,
+        dtype: Dtype,
+        shape: &BatchShape,
+    ) -> Result<Self> {
+        if let Some(block) = block {
+            let alone: Vec<_> = layers.iter().map(|layer| alone(layer, config.layer.design, block)).collect();
+            return Self::of(&alone, &parallel(config), None, dtype, shape);
+        }
+        let x = widen(&activations(dtype, shape, config.layer.hidden_size));
+        let rounded = |rounding| oracle::encoder(config, layers, &x, shape, rounding);
+        Ok(Self { exact: rounded(Rounding::Exact)?, naive: rounded(Rounding::To(dtype))? })
+    }
+}
+
+/// What stacks are checked with.
+fn activations(dtype: Dtype, shape: &BatchShape, hidden_size: usize) -> Vec<f32> {
+    let mut x = random(dtype, shape.rows(), hidden_size, 8);
+    poison_padding(&mut x, shape, hidden_size);
+    x
 }
 
 #[cfg(test)]
@@ -125,11 +133,7 @@ mod tests {
             let again = stacks.map(|(config, block)| oracle.expected(config, block, shape).unwrap());
             for ((i, (config, block)), (first, again)) in stacks.into_iter().enumerate().zip(first.iter().zip(&again)) {
                 assert!(Rc::ptr_eq(first, again), "{i}, {shape:?}");
-                let made = match block {
-                    None => Expected::of(&layers, config, Dtype::Bf16, shape),
-                    Some(block) => Expected::of_block(&layers, config, block, Dtype::Bf16, shape),
-                };
-                let made = made.unwrap();
+                let made = Expected::of(&layers, config, block, Dtype::Bf16, shape).unwrap();
                 assert!(first.exact == made.exact && first.naive == made.naive, "{i}, {shape:?}");
             }
             for (i, one) in first.iter().enumerate() {

@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use super::expected::Expected;
-use super::{ACTIVATIONS, DTYPES, random};
-use crate::config::{BatchShape, Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
+use super::expected::Oracle;
+use super::{ACTIVATIONS, DTYPES};
+use crate::config::{Design, EncoderConfig, HiddenAct, LayerConfig, Rotary, Schedule};
 use crate::dtype::Dtype;
-use crate::error::Result;
-use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Plan, Stream, Tensor};
-use crate::verify::{Case, Comparison, Layout, compare, poison_padding};
-use crate::weights::{LayerWeights, random_layers};
+use crate::gpu::{Device, Encoder, EncoderWeights};
+use crate::verify::{Case, Layout};
+use crate::weights::random_layers;
 
 /// Every design, schedule and way to launch, with every head width and layout of sequences; masks, activations, grouped
 /// heads and rotary embeddings take turns. All of that also with a gate, but for head widths, which take turns then.
@@ -85,52 +84,6 @@ fn case(device: &Device, dtype: Dtype, layer: &LayerConfig, schedule: Schedule, 
         let config = EncoderConfig { layer: layer.clone(), num_hidden_layers: 3 };
         let layers: Vec<_> = random_layers(&config, 7).map(|layer| layer.rounded(dtype)).collect();
         let weights = Arc::new(EncoderWeights::upload(&device, &config, dtype, &layers)?);
-        stack(&weights, &layers, &config, schedule, graph, &layout.shape()?)
+        Oracle::new(layers, dtype).check(&Encoder::new(&config, weights)?, schedule, graph, &layout.shape()?)
     })
-}
-
-/// The stack of `config` on the device, run by `plan`, against the oracle, on random activations. `layers` are the weights as the device
-/// holds them: rounded.
-///
-/// # Errors
-/// [`Error::Verification`](crate::Error::Verification) if the result is out of bounds; whatever running it gives.
-pub fn stack(
-    weights: &Arc<EncoderWeights>,
-    layers: &[LayerWeights],
-    config: &EncoderConfig,
-    plan: impl Into<Plan>,
-    graph: bool,
-    shape: &BatchShape,
-) -> Result<Comparison> {
-    let expected = Expected::of(layers, config, weights.dtype(), shape)?;
-    against(&Encoder::new(config, weights.clone())?, &expected, plan, graph, shape)
-}
-
-/// What stacks are checked with.
-pub(super) fn activations(dtype: Dtype, shape: &BatchShape, hidden_size: usize) -> Vec<f32> {
-    let mut x = random(dtype, shape.rows(), hidden_size, 8);
-    poison_padding(&mut x, shape, hidden_size);
-    x
-}
-
-/// The stack of `encoder` against what the oracle expects of it.
-pub(super) fn against(
-    encoder: &Encoder,
-    expected: &Expected,
-    plan: impl Into<Plan>,
-    graph: bool,
-    shape: &BatchShape,
-) -> Result<Comparison> {
-    let (device, dtype, h) = (encoder.device(), encoder.dtype(), encoder.config().layer.hidden_size);
-    let x = Tensor::from_host(device, dtype, shape.rows(), h, &activations(dtype, shape, h))?;
-    let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
-    let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
-    let mut workspace = encoder.workspace(&batch)?;
-    workspace.poison()?;
-    if graph {
-        encoder.capture(&stream, plan, &batch, &x, &mut y, &mut workspace)?.launch(&stream)?;
-    } else {
-        encoder.forward(&stream, plan, &batch, &x, &mut y, &mut workspace)?;
-    }
-    compare(&y.to_host()?, &expected.exact, &expected.naive, dtype.epsilon(), h)
 }
