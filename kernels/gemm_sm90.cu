@@ -81,6 +81,10 @@
 //   128×128 with half of a multiprocessor's registers and memory (three stages), beside attention in tiles of 64 queries, one a
 //     multiprocessor, on an H100: RoBERTa-large fused 4 × 512 104.0 → 106.8 µs a layer, 8 × 512 197 → 210. Three stages are too few for
 //     what L2 takes to answer then: that product without attention beside it takes 18 µs longer than with six.
+//   The same in 96 registers with five stages, which is as fast alone as six are, beside one block of 64 queries a multiprocessor (64 keys
+//     a step, 96 registers, 50 KB), launched when the wide product had ended, so that each multiprocessor got one: 4 × 512 103.9 → 103.9,
+//     8 × 512 195 → 212, 8 × 128 56.2 → 60.6, 4 × 2048 502 → 617. All that attention takes longer so, 11 µs at 4 × 512, passes under the
+//     product, and no more; two warpgroups of it, which are twice as fast, would need registers that the product has not.
 //   No pause between the first loads of tiles with two panels, on an H100: serial layers of few tokens 1 to 7 % faster, fused ones up to
 //     3 % slower; only where there are more than 96 blocks: the same, half as much.
 //   Counting a tile for attention after five steps of the next one, or three: at 1 × 512 attention begins 10.9 or 9.6 µs after the first

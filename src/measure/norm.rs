@@ -158,6 +158,8 @@ pub use {on_device::Experiment, operands::Operands};
 
 #[cfg(feature = "cuda")]
 mod on_device {
+    use std::ops::Range;
+
     use super::{Case, Hot, Operands, Report, SCHEMA, Shape};
     use crate::dtype::Dtype;
     use crate::error::{Error, Result};
@@ -187,7 +189,7 @@ mod on_device {
             Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name(), shapes)
         }
 
-        /// Verifies and measures every shape; `on_case` hears which is next.
+        /// Verifies and measures every shape; `on_case` hears which is next to be verified.
         ///
         /// # Errors
         /// [`Error::Verification`] before timing, if a result is wrong; whatever the device gives.
@@ -195,10 +197,19 @@ mod on_device {
             let monitor = Monitor::new(device);
             let run = Run::begin(SCHEMA, machine::with_device(device, &monitor));
             let copy_bytes_per_s = device.copy_bandwidth()?;
+            let (free_bytes, _) = device.memory_info()?;
+            let bytes: Vec<_> = self.shapes.iter().map(|&shape| Operands::bytes(device, shape)).collect();
             let mut cases = Vec::new();
-            for (i, &shape) in self.shapes.iter().enumerate() {
-                on_case(i, shape);
-                cases.push(self.case(device, &monitor, copy_bytes_per_s, shape)?);
+            for together in groups(&bytes, free_bytes / 2) {
+                let mut operands = Vec::new();
+                let stream = Stream::new(device)?;
+                for i in together {
+                    on_case(i, self.shapes[i]);
+                    let mut of = Operands::new(device, self.dtype, self.shapes[i])?;
+                    of.verify(&stream)?;
+                    operands.push(of);
+                }
+                cases.extend(self.cases(&stream, &monitor, copy_bytes_per_s, operands)?);
             }
             Ok(Report {
                 run,
@@ -206,7 +217,8 @@ mod on_device {
                 method: format!(
                     "Before timing, three rows of each output against f64. A sample is the device time of one graph that joins \
                      each of several distinct sets of operands, together at least three times the L2 cache (hot: as often the same one), divided by their \
-                     number; {}. Bytes: addends, sum and norms once each.",
+                     number, after a replay that is not timed. A round has a sample of each shape, cold and hot; {} for each shape. Bytes: addends, sum \
+                     and norms once each.",
                     self.effort.rounds()
                 ),
                 noise_target: self.effort.noise,
@@ -215,36 +227,73 @@ mod on_device {
             })
         }
 
-        fn case(&self, device: &Device, monitor: &Monitor, copy_bytes_per_s: f64, shape: Shape) -> Result<Case> {
-            let stream = Stream::new(device)?;
-            let mut operands = Operands::new(device, self.dtype, shape)?;
-            let sets = operands.sets();
-            operands.verify(&stream)?;
-            let [cold, hot] = operands.record(&stream)?;
-            let timer = Timer::new(&stream)?;
-            let ours = Some("norm");
-            let mut candidates = [timer.candidate(ours, &cold, sets)?, timer.candidate(ours, &hot, sets)?];
-            let Sampled { mut samples_us, state_before, state_after } =
-                observe(&mut candidates, self.effort, || monitor.state(), |_| ())?;
+        /// Measures some shapes, in rounds of all of them: a row's samples lie far apart in time, so that what disturbs the device for some
+        /// milliseconds (a row of short launches takes a few per cent longer then) is in few of them.
+        fn cases(
+            &self,
+            stream: &Stream,
+            monitor: &Monitor,
+            copy_bytes_per_s: f64,
+            mut operands: Vec<Operands>,
+        ) -> Result<Vec<Case>> {
+            let of: Vec<_> = operands.iter().map(|operands| (operands.shape(), operands.sets())).collect();
+            let graphs = operands.iter_mut().map(|operands| operands.record(stream)).collect::<Result<Vec<_>>>()?;
+            let timer = Timer::new(stream)?;
+            let mut candidates = Vec::new();
+            for (graphs, &(_, sets)) in graphs.iter().zip(&of) {
+                for graph in graphs {
+                    candidates.push(timer.candidate(Some("norm"), graph, sets)?);
+                }
+            }
+            let effort = Effort { budget: self.effort.budget * of.len() as u32, ..self.effort };
+            let Sampled { samples_us, state_before, state_after } =
+                observe(&mut candidates, effort, || monitor.state(), |_| ())?;
             let median = |samples: &[f64]| {
                 Median::of(samples).ok_or_else(|| Error::Verification("a time is not a number".into()))
             };
-            let hot_us = samples_us.remove(1);
-            let hot = Hot { median_us: median(&hot_us)?.into(), samples_us: hot_us };
-            let samples_us = samples_us.remove(0);
-            let median = median(&samples_us)?;
-            Ok(Case {
-                shape,
-                bytes: shape.bytes(),
-                sets,
-                samples_us,
-                median_us: median.into(),
-                copy_share: shape.bytes() as f64 / (median.value * 1e-6) / copy_bytes_per_s,
-                hot: Some(hot),
-                state_before,
-                state_after,
-            })
+            let mut samples = samples_us.into_iter();
+            let mut next = || samples.next().expect("each shape has two candidates");
+            of.into_iter()
+                .map(|(shape, sets)| {
+                    let (samples_us, hot_us) = (next(), next());
+                    let (cold, hot) = (median(&samples_us)?, median(&hot_us)?);
+                    Ok(Case {
+                        shape,
+                        bytes: shape.bytes(),
+                        sets,
+                        samples_us,
+                        median_us: cold.into(),
+                        copy_share: shape.bytes() as f64 / (cold.value * 1e-6) / copy_bytes_per_s,
+                        hot: Some(Hot { median_us: hot.into(), samples_us: hot_us }),
+                        state_before: state_before.clone(),
+                        state_after: state_after.clone(),
+                    })
+                })
+                .collect()
         }
+    }
+
+    /// Neighbours whose `bytes` are together no more than `room`, or one alone that has more.
+    fn groups(bytes: &[usize], room: usize) -> Vec<Range<usize>> {
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        let mut left = 0;
+        for (i, &bytes) in bytes.iter().enumerate() {
+            match groups.last_mut().filter(|_| bytes <= left) {
+                Some(group) => group.end = i + 1,
+                None => {
+                    groups.push(i..i + 1);
+                    left = room;
+                }
+            }
+            left = left.saturating_sub(bytes);
+        }
+        groups
+    }
+
+    #[test]
+    fn groups_have_room() {
+        assert_eq!(groups(&[], 10), []);
+        assert_eq!(groups(&[4, 6, 1, 12, 9, 1, 1], 10), [0..2, 2..3, 3..4, 4..6, 6..7]);
     }
 }
 

@@ -162,13 +162,7 @@ impl Experiment {
                 (By::Peer(backend), Some(peer)) => Box::new(|| peer.borrow_mut().sample(backend, row.what)),
                 _ => {
                     let (graph, launches) = graphs.next().expect("there is a graph for each of ours");
-                    let timer = &timer;
-                    let mut timed = timer.candidate(Some("attention"), graph, *launches)?;
-                    Box::new(move || {
-                        // The device comes from the peer's process, with what that left in the caches.
-                        timer.replay(graph, *launches, None)?;
-                        timed()
-                    })
+                    timer.candidate(Some("attention"), graph, *launches)?
                 }
             });
         }

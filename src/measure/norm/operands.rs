@@ -47,7 +47,17 @@ impl std::fmt::Debug for Operands {
     }
 }
 
+/// How many sets there are in rotation.
+fn sets(device: &Device, shape: Shape) -> usize {
+    (3 * device.info().l2_bytes as usize).div_ceil(shape.bytes()).clamp(3, 160)
+}
+
 impl Operands {
+    /// Device memory that those of a shape take, γ and β aside.
+    pub fn bytes(device: &Device, shape: Shape) -> usize {
+        (sets(device, shape) + 1) * shape.bytes()
+    }
+
     /// Random ones; outputs are NaN.
     ///
     /// # Errors
@@ -70,10 +80,15 @@ impl Operands {
                 outs: (0..norms).map(|_| poisoned()).collect::<Result<_>>()?,
             })
         };
-        let sets = (3 * device.info().l2_bytes as usize).div_ceil(shape.bytes()).clamp(3, 160);
+        let sets = sets(device, shape);
         let batch = Batch::new(device, &BatchShape::new(1, rows)?)?;
         let rotation = (0..sets).map(|_| set()).collect::<Result<_>>()?;
         Ok(Self { shape, batch, rotation, hot: set()?, vectors, device_vectors })
+    }
+
+    /// What is joined.
+    pub fn shape(&self) -> Shape {
+        self.shape
     }
 
     /// Sets in rotation, and launches of each graph.
