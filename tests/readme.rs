@@ -3,21 +3,44 @@
 
 use std::process::Command;
 
+/// Documents with tables.
+const DOCUMENTS: [(&str, &str); 2] = [
+    ("README.md", include_str!("../README.md")),
+    ("benches/results/README.md", include_str!("../benches/results/README.md")),
+];
+
 #[test]
 fn tables_match_their_result_files() {
-    let readme = include_str!("../README.md");
-    let mut tables = 0;
-    for part in readme.split("<!-- table: ").skip(1) {
-        let (file, rest) = part.split_once(" -->\n").expect("a table names its file");
-        let (table, _) = rest.split_once("<!-- end of table -->").expect("a table ends");
-        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
-        let output = Command::new(env!("CARGO_BIN_EXE_paf")).args(["report", &path]).output().expect("paf starts");
-        assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
-        let made = String::from_utf8(output.stdout).expect("paf writes UTF-8");
-        assert_eq!(table.trim(), made.trim(), "run `paf report {file}` and put its table there");
-        tables += 1;
+    for (document, text) in DOCUMENTS {
+        let mut tables = 0;
+        // In words: `table: FILE`, what `paf report FILE` prints; `summary: FILE`, what it prints with --summary.
+        for (name, options) in [("table", None), ("summary", Some("--summary"))] {
+            for part in text.split(&format!("<!-- {name}: ")).skip(1) {
+                let (file, rest) = part.split_once(" -->\n").expect("a table names its file");
+                let (table, _) = rest.split_once("<!-- end of table -->").expect("a table ends");
+                let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+                let mut command = Command::new(env!("CARGO_BIN_EXE_paf"));
+                let output = command.arg("report").args(options).arg(&path).output().expect("paf starts");
+                assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+                let made = String::from_utf8(output.stdout).expect("paf writes UTF-8");
+                let options = options.unwrap_or_default();
+                assert_eq!(table.trim(), made.trim(), "put into {document} what `paf report {options} {file}` prints");
+                tables += 1;
+            }
+        }
+        assert!(tables > 0, "{document} has no tables");
     }
-    assert!(tables > 0);
+}
+
+/// Who looks at a folder of files wants to know of each what it is.
+#[test]
+fn every_result_file_is_described() {
+    let folder = format!("{}/benches/results", env!("CARGO_MANIFEST_DIR"));
+    let (_, text) = DOCUMENTS[1];
+    for entry in std::fs::read_dir(folder).expect("there are results") {
+        let name = entry.expect("a folder can be read").file_name().into_string().expect("names are UTF-8");
+        assert!(name == "README.md" || text.contains(&name), "{name} is not named in benches/results/README.md");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod destination;
+mod fastest;
 mod picks;
 mod text;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{Checkpoint, WeightFile};
 pub use destination::Destination;
+pub(super) use fastest::Fastest;
 pub(super) use text::{json, markdown, significant, table};
 pub use text::{percent, shape_name};
 

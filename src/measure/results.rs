@@ -128,6 +128,15 @@ impl Results {
         }
     }
 
+    /// The tables at a glance, in Markdown: of comparisons the fastest of each side; of the others all that there is.
+    pub fn summary(&self) -> String {
+        match self {
+            Self::Speedup(report) => report.summary(),
+            Self::Compare(report) => report.summary(),
+            others => others.markdown(),
+        }
+    }
+
     /// Its tables, in Markdown.
     pub fn markdown(&self) -> String {
         match self {

@@ -36,6 +36,13 @@ fn results_are_drawn_together() {
     let output = paf(&["report", &first, &second]);
     assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(0), 2 * (2 + 3) + 1));
 
+    // At a glance, SAF beside the fastest PAF of either.
+    let output = paf(&["report", "--summary", &first, &second]);
+    let summary = text(&output.stdout);
+    assert_eq!((output.status.code(), summary.lines().count()), (Some(0), 2 * (2 + 1) + 1), "{summary}");
+    assert!(summary.contains("\n| 1 × 16 | eager | ") && summary.contains("\n| 1 × 24 | eager | "), "{summary}");
+    refuses(&["report", &first, "--summary", "--plot", "-"], 2, &["--summary", "--plot"]);
+
     // What cannot be drawn, or not there; what was there stays.
     refuses(&["report", &first, &first, "--plot", &svg], 2, &["two (1 × 16, serial eager)", "expected one"]);
     refuses(&["report", &first, &path("3.json"), "--plot", &svg], 1, &["cannot read", "3.json"]);

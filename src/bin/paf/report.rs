@@ -16,6 +16,9 @@ pub struct Arguments {
     /// folders of such files.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+    /// Of comparisons only the fastest of each side: SAF beside PAF, ours beside PyTorch's.
+    #[arg(long, conflicts_with_all = ["plot", "html"])]
+    summary: bool,
     /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens, or one of `paf
     /// complexity`'s beside its seq_len: an SVG in a file, or on stdout (-).
     #[arg(long, value_name = "FILE|-")]
@@ -32,7 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     let sink = Sink::open(arguments.html.as_deref())?;
     let files = files(&arguments.files)?;
-    let tables: Vec<_> = files.iter().filter_map(table).collect();
+    let tables: Vec<_> = files.iter().filter_map(|file| table(file, arguments.summary)).collect();
     let text = tables.join("\n");
     let Some(sink) = sink else { return print(&text) };
     let html = page::html(&files)?;
@@ -95,8 +98,9 @@ fn name(path: &Path) -> String {
 }
 
 /// The table of one file, in Markdown; of a timeline, what there is on it.
-fn table(file: &File) -> Option<String> {
+fn table(file: &File, summary: bool) -> Option<String> {
     match &file.content {
+        Content::Results(results) if summary => Some(results.summary()),
         Content::Results(results) => Some(results.markdown()),
         Content::Trace(_, Some(trace)) => Some(trace.markdown()),
         Content::Trace(trace, None) => Some(format!("{}: {}\n", file.name, trace.summary())),

@@ -246,6 +246,11 @@ impl Stack {
         let (layers, hidden) = (config.num_hidden_layers, config.hidden_size);
         format!("{name} ({}): {layers} layers of {hidden}{left_out}", self.design)
     }
+
+    /// The best of either side, in Markdown.
+    fn best(&self) -> String {
+        report::markdown(BEST, self.cases.iter().filter_map(Case::best_cells))
+    }
 }
 
 impl Report {
@@ -254,9 +259,7 @@ impl Report {
         let mut lines = Vec::new();
         if let Some(Versions { torch, cudnn, .. }) = &self.peer {
             let cudnn = cudnn.map_or_else(String::new, |version| format!(", cuDNN {version}"));
-            lines.push(format!(
-                "PyTorch {torch}{cudnn}; a model's first table has the best of either side, its second every row"
-            ));
+            lines.push(format!("PyTorch {torch}{cudnn}"));
         }
         lines.extend(self.missing.iter().map(|Missing { way, why, from }| {
             let from = from.as_ref().map_or_else(String::new, |from| format!(" from {from} on"));
@@ -294,22 +297,29 @@ impl Report {
         for stack in &self.stacks {
             let best = report::table(BEST, stack.cases.iter().filter_map(Case::best_cells));
             let all = report::table(ALL, stack.cases.iter().flat_map(Case::all_cells));
-            text += &format!("{}, {}\n{best}\n{all}\n", stack.title(), self.dtype);
+            text += &format!("{}, {}\n{best}\nall rows\n{all}\n", stack.title(), self.dtype);
         }
         text
     }
 
     /// The same in Markdown, and under it what is not there.
     pub fn markdown(&self) -> String {
-        let mut parts = Vec::new();
-        for stack in &self.stacks {
-            let best = report::markdown(BEST, stack.cases.iter().filter_map(Case::best_cells));
+        self.of_stacks(|stack| {
             let all = report::markdown(ALL, stack.cases.iter().flat_map(Case::all_cells));
-            parts.push(format!("{}, {}\n\n{best}\n{all}", stack.title(), self.dtype));
-        }
+            format!("{}\nAll rows:\n\n{all}", stack.best())
+        })
+    }
+
+    /// Of that, the best of either side.
+    pub fn summary(&self) -> String {
+        self.of_stacks(Stack::best)
+    }
+
+    /// Something of each stack under its title, and what is not there.
+    fn of_stacks(&self, of: impl Fn(&Stack) -> String) -> String {
+        let stacks = self.stacks.iter().map(|stack| format!("{}, {}\n\n{}", stack.title(), self.dtype, of(stack)));
         let notes: String = self.notes().iter().map(|line| format!("- {line}\n")).collect();
-        parts.push(notes);
-        parts.join("\n")
+        stacks.chain([notes]).collect::<Vec<_>>().join("\n")
     }
 
     /// Pretty JSON, with a newline at the end.

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::pictures::figure;
 use super::write::{Escaped, details, list, markdown, table};
 use super::{Content, File, Trace};
-use crate::measure::report::{self, Machine, Report, Run, Variant, shape_name};
+use crate::measure::report::{self, Fastest, Machine, Report, Run, Variant, shape_name};
 use crate::measure::results::Results;
 use crate::measure::{complexity, plot, trace};
 
@@ -141,49 +141,29 @@ fn speedup(files: &[File]) -> String {
 }
 
 /// SAF, and the fastest PAF, of each shape and mode: cells, and by what they are sorted.
-fn best(report: &Report) -> Vec<((String, String, usize), [String; 9])> {
-    let fastest = |case: &report::Case, mode: &str, parallel: bool| -> Option<Variant> {
-        let of = case.variants.iter().filter(|v| v.mode == mode && v.design.starts_with("paf") == parallel);
-        of.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median)).cloned()
-    };
-    let mut rows = Vec::new();
-    for case in &report.cases {
-        let mut modes: Vec<&str> = case.variants.iter().map(|variant| variant.mode.as_str()).collect();
-        modes.sort_unstable();
-        modes.dedup();
-        for mode in modes {
-            let (Some(saf), Some(paf)) = (fastest(case, mode, false), fastest(case, mode, true)) else { continue };
-            let ms = |variant: &Variant| format!("{:.3}", variant.median_us.median / 1e3);
-            let ratio = paf.speedup_over_saf;
-            let (model, device) = (model(report), report.run.machine.name());
-            let tokens = case.lengths.as_ref().map_or_else(
-                || case.batch.saturating_mul(case.seq_len),
-                |lengths| lengths.iter().fold(0, |sum: usize, &length| sum.saturating_add(length)),
-            );
-            let cells = [
-                model.clone(),
-                shape_name(case.batch, case.seq_len, case.packed),
-                format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
-                verdict(ratio).to_owned(),
-                ms(&saf),
-                ms(&paf),
-                paf.schedule_name(),
-                mode.to_owned(),
-                device.clone(),
-            ];
-            rows.push(((model, device, tokens), cells));
-        }
-    }
-    rows
-}
-
-/// What an interval of SAF over PAF says.
-fn verdict(ratio: report::Spread) -> &'static str {
-    match (ratio.low, ratio.high) {
-        (low, _) if low > 1.0 => "faster",
-        (_, high) if high < 1.0 => "slower",
-        _ => "no different",
-    }
+fn best(report: &Report) -> impl Iterator<Item = ((String, String, usize), [String; 9])> + '_ {
+    report.fastest().map(|fastest| {
+        let Fastest { case, mode, saf, paf } = fastest;
+        let ms = |variant: &Variant| format!("{:.3}", variant.median_us.median / 1e3);
+        let ratio = paf.speedup_over_saf;
+        let (model, device) = (model(report), report.run.machine.name());
+        let tokens = case.lengths.as_ref().map_or_else(
+            || case.batch.saturating_mul(case.seq_len),
+            |lengths| lengths.iter().fold(0, |sum: usize, &length| sum.saturating_add(length)),
+        );
+        let cells = [
+            model.clone(),
+            shape_name(case.batch, case.seq_len, case.packed),
+            format!("{:.3} [{:.3}, {:.3}]", ratio.median, ratio.low, ratio.high),
+            fastest.verdict().to_owned(),
+            ms(saf),
+            ms(paf),
+            paf.schedule_name(),
+            mode.to_owned(),
+            device.clone(),
+        ];
+        ((model, device, tokens), cells)
+    })
 }
 
 /// A picture for each model on each device, folded if it has but one shape; files of one are drawn together.

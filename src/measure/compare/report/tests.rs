@@ -92,12 +92,18 @@ fn both_sides_are_sampled_in_the_same_rounds_and_compared() {
         "custom dimensions (paf-pre): 2 layers of 64, f32\n",
         "| 2 × 5 | saf-pre | paf-cuda serial, eager |",
         "| 2 × 5 | paf-pre | PyTorch eager, launches | 1000000.000 ± 0.000 |",
-        "- PyTorch 2.11, cuDNN 91900;",
+        "- PyTorch 2.11, cuDNN 91900\n",
         "- PyTorch compile was not measured: not asked for\n",
         "- custom dimensions 1 × 8: no row of PyTorch paf fused, graph: no room\n",
     ] {
         assert!(markdown.contains(part), "{part:?} is missing in: {markdown}");
     }
+    // The same but for single rows.
+    let summary = report.summary();
+    let lines: Vec<_> =
+        markdown.lines().filter(|line| !line.contains("| saf-pre |") && !line.contains("| paf-pre |")).collect();
+    assert!(summary.lines().all(|line| lines.contains(&line)) && !summary.contains("this / best here"), "{summary}");
+    assert!(summary.contains("| 2 × 5 |") && summary.contains("not measured: not asked for\n"), "{summary}");
     let again: Report = serde_json::from_str(&report.json()).unwrap();
     assert_eq!((again.markdown(), again.stacks[0].cases[1].peers.len()), (markdown, 3));
 }
