@@ -83,8 +83,8 @@
 //     what L2 takes to answer then: that product without attention beside it takes 18 µs longer than with six.
 //   The same in 96 registers with five stages, which is as fast alone as six are, beside one block of 64 queries a multiprocessor (64 keys
 //     a step, 96 registers, 50 KB), launched when the wide product had ended, so that each multiprocessor got one: 4 × 512 103.9 → 103.9,
-//     8 × 512 195 → 212, 8 × 128 56.2 → 60.6, 4 × 2048 502 → 617. All that attention takes longer so, 11 µs at 4 × 512, passes under the
-//     product, and no more; two warpgroups of it, which are twice as fast, would need registers that the product has not.
+//     8 × 512 195 → 212, 8 × 128 56.2 → 60.6, 4 × 2048 502 → 617. Such attention takes 11 µs longer at 4 × 512, and the overlap hides just
+//     those. Two warpgroups of it, which are twice as fast, would need registers that the product does not leave.
 //   No pause between the first loads of tiles with two panels, on an H100: serial layers of few tokens 1 to 7 % faster, fused ones up to
 //     3 % slower; only where there are more than 96 blocks: the same, half as much.
 //   Counting a tile for attention after five steps of the next one, or three: at 1 × 512 attention begins 10.9 or 9.6 µs after the first

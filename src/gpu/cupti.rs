@@ -196,9 +196,10 @@ impl Cupti {
         })
     }
 
-    /// The file, and the version of its interface.
+    /// The file's name, and the version of its interface.
     pub fn version(&self) -> String {
-        format!("{} (version {})", self.functions.path.display(), self.functions.version)
+        let name = self.functions.path.file_name().unwrap_or(self.functions.path.as_os_str());
+        format!("{} (version {})", name.display(), self.functions.version)
     }
 
     /// Begins to record kernels of all contexts. There is one session at a time; a second one waits.

@@ -135,8 +135,12 @@ impl Report {
 
     /// What casts doubt on the times, a line each.
     pub fn warnings(&self) -> Vec<String> {
+        let states = |case: &Case| (case.state_before.clone(), case.state_after.clone());
+        let mut last = None;
         let of_case = |case: &Case| {
-            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
+            // Shapes that were measured together have their states in common: what these tell is told once.
+            let own = Some(states(case)).filter(|own| last.replace(own.clone()).as_ref() != Some(own));
+            let states = own.as_ref().map_or([None; 2], |(before, after)| [before.as_ref(), after.as_ref()]);
             let hot = case.hot.iter().map(|hot| ("hot".to_owned(), hot.median_us));
             let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot);
             warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
@@ -154,7 +158,10 @@ impl Report {
 mod operands;
 
 #[cfg(feature = "cuda")]
-pub use {on_device::Experiment, operands::Operands};
+pub use {
+    on_device::{Experiment, Step},
+    operands::Operands,
+};
 
 #[cfg(feature = "cuda")]
 mod on_device {
@@ -182,6 +189,15 @@ mod on_device {
         pub effort: Effort,
     }
 
+    /// What is going on, for a progress display.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Step {
+        /// The shape of that index is verified.
+        Verify(usize, Shape),
+        /// Those that have been verified since are measured.
+        Measure,
+    }
+
     impl Experiment {
         /// What a result on `device` will be one of.
         pub fn identity(&self, device: &Device) -> Identity {
@@ -189,11 +205,11 @@ mod on_device {
             Identity::of_kernels(SCHEMA, &device.info().name, self.dtype.name(), shapes)
         }
 
-        /// Verifies and measures every shape; `on_case` hears which is next to be verified.
+        /// Verifies and measures every shape; `on_step` hears what is next.
         ///
         /// # Errors
         /// [`Error::Verification`] before timing, if a result is wrong; whatever the device gives.
-        pub fn run(&self, device: &Device, mut on_case: impl FnMut(usize, Shape)) -> Result<Report> {
+        pub fn run(&self, device: &Device, mut on_step: impl FnMut(Step)) -> Result<Report> {
             let monitor = Monitor::new(device);
             let run = Run::begin(SCHEMA, machine::with_device(device, &monitor));
             let copy_bytes_per_s = device.copy_bandwidth()?;
@@ -204,11 +220,12 @@ mod on_device {
                 let mut operands = Vec::new();
                 let stream = Stream::new(device)?;
                 for i in together {
-                    on_case(i, self.shapes[i]);
+                    on_step(Step::Verify(i, self.shapes[i]));
                     let mut of = Operands::new(device, self.dtype, self.shapes[i])?;
                     of.verify(&stream)?;
                     operands.push(of);
                 }
+                on_step(Step::Measure);
                 cases.extend(self.cases(&stream, &monitor, copy_bytes_per_s, operands)?);
             }
             Ok(Report {
@@ -217,8 +234,8 @@ mod on_device {
                 method: format!(
                     "Before timing, three rows of each output against f64. A sample is the device time of one graph that joins \
                      each of several distinct sets of operands, together at least three times the L2 cache (hot: as often the same one), divided by their \
-                     number, after a replay that is not timed. A round has a sample of each shape, cold and hot; {} for each shape. Bytes: addends, sum \
-                     and norms once each.",
+                     number, after a replay that is not timed. A round has a sample of each shape, cold and hot; {}, the seconds times the \
+                     number of shapes. Bytes: addends, sum and norms once each.",
                     self.effort.rounds()
                 ),
                 noise_target: self.effort.noise,
@@ -290,10 +307,15 @@ mod on_device {
         groups
     }
 
-    #[test]
-    fn groups_have_room() {
-        assert_eq!(groups(&[], 10), []);
-        assert_eq!(groups(&[4, 6, 1, 12, 9, 1, 1], 10), [0..2, 2..3, 3..4, 4..6, 6..7]);
+    #[cfg(test)]
+    mod tests {
+        use super::groups;
+
+        #[test]
+        fn groups_have_room() {
+            assert_eq!(groups(&[], 10), []);
+            assert_eq!(groups(&[4, 6, 1, 12, 9, 1, 1], 10), [0..2, 2..3, 3..4, 4..6, 6..7]);
+        }
     }
 }
 
@@ -319,6 +341,21 @@ mod tests {
         assert!(lines[2].ends_with(" % | 2.00 ± 0.10 |") && lines[3].ends_with(" % | – |"), "{markdown}");
         let noisy = "128 × 1024, addends 1, norms 1: noise above ± 1 %: hot ± 5.0 %".to_owned();
         assert!(report.warnings().contains(&noisy), "{:?}", report.warnings());
+    }
+
+    #[test]
+    fn what_shapes_have_in_common_is_told_once() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/results/norm-h100.json");
+        let mut report: Report = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let state = |clock| Some(DeviceState { sm_clock_mhz: Some(clock), ..DeviceState::default() });
+        let (first, others) = report.cases.split_at_mut(2);
+        for (cases, clock) in [(first, 1000), (others, 1100)] {
+            cases.iter_mut().for_each(|case| (case.state_before, case.state_after) = (state(1980), state(clock)));
+        }
+        let mut warnings = report.warnings();
+        warnings.retain(|line| line.contains("SM clock"));
+        assert!(warnings.len() == 2 && warnings[0].starts_with("128 × 1024, addends 1"), "{warnings:?}");
+        assert!(warnings[1].starts_with("512 × 1024, addends 1"), "{warnings:?}");
     }
 
     #[test]

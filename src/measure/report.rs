@@ -2,10 +2,11 @@
 
 mod checkpoint;
 mod destination;
-mod fastest;
 mod picks;
+mod sides;
 mod text;
 
+use std::cmp::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use schemars::JsonSchema;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use checkpoint::{Checkpoint, WeightFile};
 pub use destination::Destination;
-pub(super) use fastest::Fastest;
+pub(super) use sides::Sides;
 pub(super) use text::{json, markdown, significant, table};
 pub use text::{percent, shape_name};
 
@@ -310,6 +311,20 @@ impl Spread {
     pub(super) fn is_within(&self, share: f64) -> bool {
         Median::from(*self).is_within(share)
     }
+
+    /// The median with the wider side of its interval, in so many of its unit.
+    pub(super) fn plus_minus(&self, unit: f64) -> String {
+        format!("{:.3} ± {:.3}", self.median / unit, self.half_width() / unit)
+    }
+
+    /// Of a ratio: on which side of 1 the whole interval lies; equal if on neither.
+    pub(super) fn beside_one(&self) -> Ordering {
+        match (self.low, self.high) {
+            (low, _) if low > 1.0 => Ordering::Greater,
+            (_, high) if high < 1.0 => Ordering::Less,
+            _ => Ordering::Equal,
+        }
+    }
 }
 
 /// Column names of the table and of the Markdown.
@@ -326,10 +341,10 @@ impl Report {
                     v.design.clone(),
                     v.schedule_name(),
                     v.mode.clone(),
-                    format!("{:.3} ± {:.3}", v.median_us.median / 1e3, v.median_us.half_width() / 1e3),
+                    v.median_us.plus_minus(1e3),
                     significant(v.tflops),
                     v.roofline_share.map_or_else(|| "–".to_owned(), |share| format!("{:.1} %", share * 100.0)),
-                    format!("{:.3} ± {:.3}", v.speedup_over_saf.median, v.speedup_over_saf.half_width()),
+                    v.speedup_over_saf.plus_minus(1.0),
                 ]
             })
         })
@@ -386,10 +401,10 @@ impl Report {
         for case in &self.cases {
             for v in case.variants.iter().filter(|v| v.design.starts_with("paf")) {
                 let Spread { median, low, high, .. } = v.speedup_over_saf;
-                let verdict = match (low, high) {
-                    (_, high) if high < 1.0 => "is slower than SAF",
-                    (low, _) if low <= 1.0 => "makes no difference that shows",
-                    _ => continue,
+                let verdict = match v.speedup_over_saf.beside_one() {
+                    Ordering::Less => "is slower than SAF",
+                    Ordering::Equal => "makes no difference that shows",
+                    Ordering::Greater => continue,
                 };
                 lines.push(format!(
                     "{}: {} {verdict}: {median:.3} [{low:.3}, {high:.3}]",

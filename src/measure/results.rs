@@ -128,7 +128,7 @@ impl Results {
         }
     }
 
-    /// The tables at a glance, in Markdown: of comparisons the fastest of each side; of the others all that there is.
+    /// The tables at a glance, in Markdown: of comparisons SAF beside PAF, ours beside PyTorch's; of the others all that there is.
     pub fn summary(&self) -> String {
         match self {
             Self::Speedup(report) => report.summary(),

@@ -41,7 +41,9 @@ fn results_are_drawn_together() {
     let summary = text(&output.stdout);
     assert_eq!((output.status.code(), summary.lines().count()), (Some(0), 2 * (2 + 1) + 1), "{summary}");
     assert!(summary.contains("\n| 1 × 16 | eager | ") && summary.contains("\n| 1 × 24 | eager | "), "{summary}");
-    refuses(&["report", &first, "--summary", "--plot", "-"], 2, &["--summary", "--plot"]);
+    for other in ["--plot", "--html"] {
+        refuses(&["report", &first, "--summary", other, "-"], 2, &["--summary", other]);
+    }
 
     // What cannot be drawn, or not there; what was there stays.
     refuses(&["report", &first, &first, "--plot", &svg], 2, &["two (1 × 16, serial eager)", "expected one"]);

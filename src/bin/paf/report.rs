@@ -16,7 +16,7 @@ pub struct Arguments {
     /// folders of such files.
     #[arg(required = true)]
     files: Vec<PathBuf>,
-    /// Of comparisons only the fastest of each side: SAF beside PAF, ours beside PyTorch's.
+    /// Of comparisons a line for each batch shape: SAF beside PAF, ours beside PyTorch's.
     #[arg(long, conflicts_with_all = ["plot", "html"])]
     summary: bool,
     /// Instead of tables, draw the ratios of all files, which must be `paf speedup`'s, beside their tokens, or one of `paf

@@ -202,7 +202,7 @@ impl Report {
             let row = case.planned(HOT)?;
             let ratio = |backend, what| {
                 let ratio: Option<Spread> = case.ratio(backend, what);
-                ratio.map_or_else(absent, |ratio| format!("{:.3} ± {:.3}", ratio.median, ratio.half_width()))
+                ratio.map_or_else(absent, |ratio| ratio.plus_minus(1.0))
             };
             Some([
                 case.shape.to_string(),

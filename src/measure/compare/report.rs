@@ -158,11 +158,11 @@ const BEST: [&str; 9] = [
 const ALL: [&str; 5] = ["batch × seq", "design", "by", "median, ms", "this / best here"];
 
 fn ms(us: Spread) -> String {
-    format!("{:.3} ± {:.3}", us.median / 1e3, us.half_width() / 1e3)
+    us.plus_minus(1e3)
 }
 
 fn ratio(of: Option<Spread>) -> String {
-    of.map_or_else(|| ABSENT.to_owned(), |of| format!("{:.3} ± {:.3}", of.median, of.half_width()))
+    of.map_or_else(|| ABSENT.to_owned(), |of| of.plus_minus(1.0))
 }
 
 /// Of the times in the same rounds.
@@ -310,7 +310,7 @@ impl Report {
         })
     }
 
-    /// Of that, the best of either side.
+    /// Of each batch shape ours and PyTorch's best SAF and PAF alone, in Markdown, and what is not there.
     pub fn summary(&self) -> String {
         self.of_stacks(Stack::best)
     }

@@ -49,7 +49,7 @@ impl std::fmt::Debug for Operands {
 
 /// How many sets there are in rotation.
 fn sets(device: &Device, shape: Shape) -> usize {
-    (3 * device.info().l2_bytes as usize).div_ceil(shape.bytes()).clamp(3, 160)
+    (3 * device.info().l2_bytes as usize).div_ceil(shape.bytes()).max(3)
 }
 
 impl Operands {
