@@ -239,8 +239,9 @@ fn tiles(header: &str) -> Result<String> {
                 )?,
                 ("Sm90GemmTile", [name, m, n, free, work, panels, chunk, buffers]) => writeln!(
                     rows,
-                    "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, in_turn: {}, panels: {panels}, chunk: {chunk}, buffers: {buffers} }},",
-                    *work == "IN_TURN"
+                    "    Sm90GemmTile {{ name: {name:?}, m: {m}, n: {n}, free: Free::{free}, in_turn: {}, half: {}, panels: {panels}, chunk: {chunk}, buffers: {buffers} }},",
+                    *work == "IN_TURN",
+                    *work == "HALF"
                 )?,
                 ("AttentionTile", [head_dim, warps, warp_rows, keys]) => writeln!(
                     rows,

@@ -65,9 +65,11 @@ struct Attention {
     static constexpr int PRODUCER = WARPGROUPS * 4, THREADS = PRODUCER * 32 + 128;  // warps; the last four, of which one works
     // A thread's registers: what the producer's warpgroup does not need goes to the consumers.
     static constexpr int PRODUCER_REGISTERS = WARPGROUPS >= 3 ? 32 : 40;
-    static constexpr int REGISTERS = WARPGROUPS == 4 ? 112 : WARPGROUPS == 3 ? 160 : WARPGROUPS == 2 ? 232 : BLOCKS == 2 ? 216 : 240;
+    static constexpr bool HALF = BLOCKS == 0;  // leaves a multiprocessor room for a block of a product
+    static constexpr int REGISTERS = HALF ? 152 : WARPGROUPS == 4 ? 112 : WARPGROUPS == 3 ? 160 : WARPGROUPS == 2 ? 232 : BLOCKS == 2 ? 216 : 240;
     // Of those alone that the block was launched with, a multiple of 8 a thread: asking for more waits forever.
-    static constexpr int LAUNCHED = 65536 / BLOCKS / THREADS / 8 * 8;
+    static constexpr int RESIDENT = HALF ? 1 : BLOCKS, BOUND = HALF ? 640 : THREADS;  // threads that would have as many registers each
+    static constexpr int LAUNCHED = 65536 / RESIDENT / BOUND / 8 * 8;
     static_assert(PRODUCER_REGISTERS + WARPGROUPS * REGISTERS <= LAUNCHED * (WARPGROUPS + 1));
     // Operands lie in chunks of columns, swizzled as wide as a row of them is.
     static constexpr int CHUNK = D % 64 == 0 ? 64 : D % 32 == 0 ? 32 : 16, CHUNKS = D / CHUNK;
@@ -457,7 +459,7 @@ struct Attention {
 
 #define ATTENTION_KERNEL(NAME, D, WARPGROUPS, KEYS, STAGES, BLOCKS)                                          \
     using Attention_##NAME = Attention<PAF_ELEMENT, D, WARPGROUPS, KEYS, STAGES, BLOCKS>;                            \
-    extern "C" __global__ void __launch_bounds__(Attention_##NAME::THREADS, BLOCKS)                          \
+    extern "C" __global__ void __launch_bounds__(Attention_##NAME::BOUND, Attention_##NAME::RESIDENT)        \
         attention_##NAME(const __grid_constant__ AttentionParams p) {                                        \
         Attention_##NAME::run(p);                                                                            \
     }

@@ -152,13 +152,15 @@ struct Gemm {
 
         // Who waits for tiles is not held up by others.
         if (p.ready != nullptr) ptx::dependents_launch();
+        if (Tile::HALF && warp >= W_WARP) ptx::registers_decrease<Tile::PRODUCER_REGISTERS>();
         if (warp == W_WARP) {
             if (ptx::elect_one()) produce<true>(p, at, log2_cluster);
             __syncwarp();
         } else if (warp == A_WARP) {
             if (ptx::elect_one()) produce<false>(p, at, log2_cluster);
             __syncwarp();
-        } else {
+        } else if (warp < W_WARP) {
+            if (Tile::HALF) ptx::registers_increase<Tile::REGISTERS>();
             consume(p, at, log2_cluster, warp);
         }
         if (log2_cluster > 0 && !IS_SPLIT) {
@@ -364,7 +366,7 @@ __device__ __forceinline__ void run_gemm(const GemmParams& p) {
 
 #define GEMM_KERNEL(NAME, M, N, FREE, WORK, PANELS, CHUNK, BUFFERS)                                             \
     using Tile_##NAME = GemmTile<PAF_ELEMENT, M, N, Free::FREE, Consumers::WORK, PANELS, CHUNK, BUFFERS>; \
-    extern "C" __global__ void __launch_bounds__(Tile_##NAME::THREADS, Tile_##NAME::BLOCKS)       \
+    extern "C" __global__ void __launch_bounds__(Tile_##NAME::BOUND, Tile_##NAME::BLOCKS)         \
         gemm_##NAME(const __grid_constant__ GemmParams p) {                                       \
         run_gemm<Tile_##NAME>(p);                                                                 \
     }

@@ -84,8 +84,9 @@ __device__ __forceinline__ int log2_split_of(const GemmParams& p) { return IS_SP
 enum class Free { M, N };
 
 // How consumer warpgroups share the work: each has its 64 rows of every tile; or two take turns, each with all rows of every
-// other tile, so that one finishes its tile while the other's products keep the tensor cores busy.
-enum class Consumers { TOGETHER, IN_TURN };
+// other tile, so that one finishes its tile while the other's products keep the tensor cores busy; or they share tiles in a block that
+// leaves a multiprocessor room for one of attention.
+enum class Consumers { TOGETHER, IN_TURN, HALF };
 
 // CHUNK rows of C (columns, where N is free) are finished at a time, in BUFFERS buffers on their way out.
 template <typename Element_, int BM_, int BN_, Free FREE_, Consumers WORK_, int PANELS_, int CHUNK_, int BUFFERS_>
@@ -95,21 +96,25 @@ struct GemmTile {
     static constexpr bool FREE_IS_M = FREE_ == Free::M;
     static constexpr int WIDTH = FREE_IS_M ? BM : BN;
     static constexpr int BK = PANELS * GEMM_TILE_K, ROW_BYTES = GEMM_TILE_K * ELEMENT_BYTES;  // a row of a panel
-    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN;
+    static constexpr bool IN_TURN = WORK_ == Consumers::IN_TURN, HALF = WORK_ == Consumers::HALF;
     static constexpr int PARTS = (FREE_IS_M ? BN : BM) / 64;  // of a tile, 64 rows each
     static constexpr int CONSUMERS = IN_TURN ? 2 : PARTS;     // warpgroups
     static constexpr int OWN_PARTS = IN_TURN ? PARTS : 1;     // of each
     static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;   // of a stage
     static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
-    static constexpr int THREADS = CONSUMERS * 128 + 64;
+    // A whole warpgroup gives registers to the consumers; of the producers' two of its four warps have nothing else to do.
+    static constexpr int THREADS = CONSUMERS * 128 + (HALF ? 128 : 64);
+    static constexpr int LAUNCHED = 96, PRODUCER_REGISTERS = 40, REGISTERS = 120;  // a thread, if HALF
+    static constexpr int BOUND = HALF ? 640 : THREADS;  // threads for which there would be that many registers
+    static_assert(!HALF || PRODUCER_REGISTERS + CONSUMERS * REGISTERS <= LAUNCHED * (CONSUMERS + 1));
     static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
     static constexpr int PANEL_W = BN * ROW_BYTES, PANEL_A = BM * ROW_BYTES;
     static constexpr int STAGE_W = PANELS * PANEL_W, STAGE = PANELS * (PANEL_W + PANEL_A);
     static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
     // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
     static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
-    // Whether there is a kernel for it: blocks that share K meet where M is free, and parts of K have no turns.
-    static constexpr bool EXISTS = IS_SPLIT ? FREE_IS_M && !IN_TURN : !LEAVES_SUMS || !IN_TURN;
+    // Whether there is a kernel for it: blocks that share K meet where M is free, and parts of K have neither turns nor halves.
+    static constexpr bool EXISTS = IS_SPLIT ? FREE_IS_M && !IN_TURN && !HALF : !LEAVES_SUMS || !(IN_TURN || HALF);
     static constexpr int UNITS = BM / 8;  // groups of eight tokens
     static constexpr int UNIT_BYTES = 8 * 64 * ELEMENT_BYTES;
     static constexpr int PART_BYTES = 8 * 64 * 4;  // of a unit's sums, of one warpgroup

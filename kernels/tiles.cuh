@@ -21,7 +21,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 // ---- GEMM on Hopper (gemm_sm90.cu) ------------------------------------------------------------------------------------
 //
 // Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
-// warpgroups share a tile or take turns with whole tiles; panels of GEMM_TILE_K along K in a stage; rows (columns, where N is free)
+// warpgroups share a tile, take turns with whole tiles, or share one in the registers that attention by halves leaves; panels of GEMM_TILE_K along K in a stage; rows (columns, where N is free)
 // of C that one finishes at a time, and in how many buffers. A panel is (M+N)·128 bytes, and as many stages as fit are used. `why` says
 // N × M where it names shapes.
 //
@@ -32,6 +32,7 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
     X(128x192, 128, 192, N, TOGETHER, 1, 64, 1) /* one round of 128 tiles at 6144 × 512, two at 12288 × 512 */          \
     X(128x128t, 128, 128, M, IN_TURN, 1, 128, 1) /* K of 1024 or 2048: what one finishes hides under the other */       \
     X(128x128, 128, 128, M, TOGETHER, 1, 128, 1) /* one round of 128 tiles: each finishes half as much */               \
+    X(128x128h, 128, 128, M, HALF, 1, 64, 1) /* the same in what attention by halves leaves, which runs beside it */    \
     X(128x96, 128, 96, N, TOGETHER, 1, 96, 1) /* one round of 128 tiles at 3072 × 512 */                                \
     X(64x96, 64, 96, N, TOGETHER, 1, 96, 1) /* one round of 128 tiles at 6144 × 128 */                                  \
     X(128x64, 128, 64, M, TOGETHER, 1, 128, 1) /* up to 128 rows, split or two blocks a multiprocessor */               \
@@ -70,7 +71,8 @@ constexpr int GEMM_MAX_PARTS = 8;  // of K
     X(256, 2, 16, 32)
 
 // ---- Attention on Hopper (attention_sm90.cu): name (head_dim, query rows × keys a step), head_dim, consumer warpgroups of 64
-// query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold --------------------------------------
+// query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold, or 0: one, by halves, which leaves room for one of a
+// product (128x128h) beside it -------------------------------------------------------------------------------------------------
 //
 // At head_dim 64 four warpgroups, of which one always has products for the tensor cores: two reach 460 TFLOP/s at seq 8192 where
 // three reach 480. Wider heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors.
@@ -81,6 +83,7 @@ constexpr int GEMM_MAX_PARTS = 8;  // of K
     X(d64_192x128, 64, 3, 128, 8, 1)                                                                                    \
     X(d64_128x128, 64, 2, 128, 8, 1)                                                                                    \
     X(d64_64x128, 64, 1, 128, 4, 2)                                                                                     \
+    X(d64_64x64, 64, 1, 64, 5, 0)                                                                                       \
     X(d80_128x128, 80, 2, 128, 6, 1)                                                                                    \
     X(d80_64x128, 80, 1, 128, 4, 2)                                                                                     \
     X(d96_128x128, 96, 2, 128, 6, 1)                                                                                    \

@@ -275,8 +275,11 @@ fn race(device: &Device, design: Design, plan: Plan) -> Outcome {
 }
 
 fn race_of(device: &Device, layer: &LayerConfig, plan: Plan) -> Outcome {
-    let shape = BatchShape::new(2, 70)?.with_lengths(vec![70, 33])?;
-    let mut fixture = Fixture::of(device, layer, &shape)?;
+    race_on(device, layer, plan, &BatchShape::new(2, 70)?.with_lengths(vec![70, 33])?)
+}
+
+fn race_on(device: &Device, layer: &LayerConfig, plan: Plan, shape: &BatchShape) -> Outcome {
+    let mut fixture = Fixture::of(device, layer, shape)?;
     let expected = fixture.run_one_by_one(plan)?;
     if plan.agrees_bitwise(&Schedule::Serial.into()) {
         differs(&fixture.run_one_by_one(Schedule::Serial)?, &expected, || "kernels one by one".into())?;

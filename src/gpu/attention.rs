@@ -11,7 +11,7 @@ use super::gemm::{Count, Early, Meanwhile};
 use super::launch::Kernels;
 use super::memory::Matrix;
 use super::tiles::ATTENTION_TILES;
-use crate::config::LayerConfig;
+use crate::config::{LayerConfig, Schedule};
 use crate::error::{Error, Result};
 pub use variant::AttentionVariant;
 
@@ -61,7 +61,7 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention)
         false => sm90.planned(device, attention),
     });
     Ok(match on_hopper {
-        Some(rows) => AttentionVariant::Sm90 { rows },
+        Some(rows) => AttentionVariant::Sm90 { rows, half: false },
         None => AttentionVariant::Sm80 { rows: kernels.attention_sm80(device)?.planned(device, attention)? },
     })
 }
@@ -70,17 +70,30 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention)
 pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<Meanwhile> {
     let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
     Ok(match (variant, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows }, Some(sm90)) => sm90.takes(device, attention, rows),
+        (AttentionVariant::Sm90 { rows, half }, Some(sm90)) => sm90.takes(device, attention, rows, half),
         _ => Meanwhile::default(),
     })
+}
+
+/// Whether attention of that kind could be worth it for this batch: by halves only beside a product of the same stream, and where each
+/// multiprocessor has more than one tile.
+pub(super) fn is_worth_trying(
+    device: &Device,
+    attention: &Attention,
+    variant: AttentionVariant,
+    schedule: Schedule,
+) -> bool {
+    let AttentionVariant::Sm90 { rows, half: true } = variant else { return true };
+    let tiles = attention.sequences.tiles(rows) * attention.heads;
+    schedule == Schedule::Fused && tiles > device.info().multiprocessors as usize
 }
 
 /// Whether this attention waits for a count, see [`Attention::ready`], where there is one.
 pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<bool> {
     let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
     Ok(match (variant, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows }, Some(sm90)) => {
-            attention.overlap && sm90.gains_from_count(device, attention, rows)
+        (AttentionVariant::Sm90 { rows, half }, Some(sm90)) => {
+            attention.overlap && sm90.gains_from_count(device, attention, rows, half)
         }
         _ => false,
     })
@@ -91,8 +104,10 @@ pub(super) fn follows(kernels: &Kernels, device: &Device, attention: &Attention,
     let attention = Attention { overlap: true, beside: true, ..*attention };
     let variant = attention.variant.map_or_else(|| planned(kernels, device, &attention), Ok)?;
     match (variant, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows }, Some(sm90)) if sm90.gains_from_count(device, &attention, rows) => {
-            let nanoseconds = sm90.takes_ns(device, &attention, rows)? as usize;
+        (AttentionVariant::Sm90 { rows, half }, Some(sm90))
+            if sm90.gains_from_count(device, &attention, rows, half) =>
+        {
+            let nanoseconds = sm90.takes_ns(device, &attention, rows, half)? as usize;
             Ok(Early { columns, nanoseconds })
         }
         _ => Ok(Early::default()),
@@ -103,7 +118,9 @@ pub(super) fn follows(kernels: &Kernels, device: &Device, attention: &Attention,
 pub(super) fn prepare(kernels: &Kernels, device: &Device, head_dim: usize, variant: AttentionVariant) -> Result<()> {
     match variant {
         AttentionVariant::Sm80 { rows } => kernels.attention_sm80(device)?.function(head_dim, rows).map(drop),
-        AttentionVariant::Sm90 { rows } => sm90::tile(head_dim, rows).and(hopper(kernels, variant)).map(drop),
+        AttentionVariant::Sm90 { rows, half } => {
+            sm90::tile(head_dim, rows, half).and(hopper(kernels, variant)).map(drop)
+        }
     }
 }
 
@@ -130,9 +147,9 @@ pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, attention: &Atte
             // SAFETY: shapes were checked; liveness is the caller's promise.
             unsafe { sm80.launch(stream, attention, rows) }
         }
-        AttentionVariant::Sm90 { rows } => {
+        AttentionVariant::Sm90 { rows, half } => {
             // SAFETY: as above.
-            unsafe { hopper(kernels, variant)?.launch(stream, attention, rows) }
+            unsafe { hopper(kernels, variant)?.launch(stream, attention, rows, half) }
         }
     }
 }

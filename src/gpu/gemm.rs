@@ -111,6 +111,8 @@ pub(super) struct Meanwhile {
     pub(super) multiprocessors: usize,
     /// for about that long.
     pub(super) nanoseconds: usize,
+    /// Of each multiprocessor's registers what but a tile by halves leaves.
+    pub(super) half: bool,
 }
 
 /// A kernel that begins when the first columns of C are there, and what it takes.

@@ -108,12 +108,13 @@ struct Sm90TileCost {
 /// of `paf kernels gemm` those for which the choice is another one now take 0.6 % longer than with those numbers, 4 % at worst. Layers alone
 /// would have 64×64 at 229 ns a step; then two products of 512 rows took 19 and 38 % longer. That was before the three narrowest had
 /// stages of two panels: their steps are less by what each of `paf kernels gemm`'s products took less.
-const SM90_COSTS: [Sm90TileCost; 11] = [
+const SM90_COSTS: [Sm90TileCost; 12] = [
     Sm90TileCost { step_ns: [933.0, 1866.0], finish_ns: 2324.0 }, // 256x128
     Sm90TileCost { step_ns: [873.0, 1746.0], finish_ns: 2130.0 }, // 128x224
     Sm90TileCost { step_ns: [720.0, 1440.0], finish_ns: 2074.0 }, // 128x192
     Sm90TileCost { step_ns: [492.0, 984.0], finish_ns: 2247.0 },  // 128x128t
     Sm90TileCost { step_ns: [485.0, 970.0], finish_ns: 1442.0 },  // 128x128
+    Sm90TileCost { step_ns: [485.0, 970.0], finish_ns: 1442.0 },  // 128x128h: that of 128x128
     Sm90TileCost { step_ns: [401.0, 802.0], finish_ns: 996.0 },   // 128x96
     Sm90TileCost { step_ns: [278.0, 517.0], finish_ns: 439.0 },   // 64x96
     Sm90TileCost { step_ns: [307.0, 594.0], finish_ns: 607.0 },   // 128x64
@@ -139,7 +140,9 @@ impl Limits {
     fn allow(&self, variant: GemmVariant) -> bool {
         let GemmVariant::Sm90 { tile, cluster, .. } = variant else { return false };
         let tile = &GEMM_SM90_TILES[tile];
-        (self.meanwhile.spare_bytes == 0 || tile.holds_two_blocks()) && (self.parts || cluster.parts() == 1)
+        let Meanwhile { spare_bytes, half, .. } = self.meanwhile;
+        let fits = if half { tile.half } else { !tile.half && (spare_bytes == 0 || tile.holds_two_blocks()) };
+        fits && (self.parts || cluster.parts() == 1)
     }
 }
 
@@ -186,7 +189,9 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
             // Narrower tiles than there are rows would read each part of W again.
             Cluster::Split(split) => row.splits() && row.m >= m.min(128) && m <= row.m * 8 && split * 2 <= steps,
             // Pairs share A, which the kernel before has just written: reads that are saved may count more than instructions here.
-            Cluster::Parts { parts, .. } => !row.in_turn && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps,
+            Cluster::Parts { parts, .. } => {
+                !row.in_turn && !row.half && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps
+            }
         });
         clusters.flat_map(move |cluster| {
             let most = row.stages_in(shared_bytes, cluster);
@@ -351,7 +356,7 @@ pub(super) fn attention_sm90(
         sm90_attention_ns(index, count, seq_len, causal, multiprocessors)
     };
     (0..ATTENTION_SM90_TILES.len())
-        .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim)
+        .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim && !ATTENTION_SM90_TILES[index].half())
         .min_by(|&a, &b| cost_ns(a).total_cmp(&cost_ns(b)))
 }
 

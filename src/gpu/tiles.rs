@@ -56,6 +56,8 @@ pub(crate) struct Sm90GemmTile {
     pub(crate) free: Free,
     /// Two warpgroups take turns with whole tiles.
     pub(crate) in_turn: bool,
+    /// Its block leaves a multiprocessor room for one of [such attention](Sm90AttentionTile::half), and runs beside no other.
+    pub(crate) half: bool,
     /// Of a stage, [`GEMM_TILE_K`] elements along K each.
     pub(crate) panels: usize,
     /// Rows of C (columns where N is free) that a warpgroup finishes at a time.
@@ -76,7 +78,7 @@ impl Sm90GemmTile {
 
     /// Whether blocks can share K of one tile.
     pub(crate) const fn splits(&self) -> bool {
-        matches!(self.free, Free::M) && !self.in_turn
+        matches!(self.free, Free::M) && !self.in_turn && !self.half
     }
 
     /// Whether two blocks have the registers to share a multiprocessor: `GemmTile::BLOCKS` of the kernel.
@@ -96,9 +98,9 @@ impl Sm90GemmTile {
         (m.div_ceil(self.m * down), before, before + (n - edge).div_ceil(self.n * across))
     }
 
-    /// The consumers, and the producers' two warps.
+    /// The consumers, and the producers' two warps, or a whole warpgroup: `GemmTile::THREADS` of the kernel.
     pub(crate) const fn threads(&self) -> u32 {
-        (self.consumers() * 128 + 64) as u32
+        (self.consumers() * 128 + if self.half { 128 } else { 64 }) as u32
     }
 
     /// Columns and rows of the boxes in which C leaves: `GemmTile::BOX` of the kernel.
@@ -189,11 +191,16 @@ pub(crate) struct Sm90AttentionTile {
     /// Of one step.
     pub(crate) keys: usize,
     pub(crate) stages: usize,
-    /// That share a multiprocessor.
+    /// That share a multiprocessor; 0: it has one, by halves.
     pub(crate) blocks: usize,
 }
 
 impl Sm90AttentionTile {
+    /// Whether its block leaves a multiprocessor room for one of a product.
+    pub(crate) const fn half(&self) -> bool {
+        self.blocks == 0
+    }
+
     pub(crate) const fn rows(&self) -> usize {
         self.warpgroups * 64
     }

@@ -5,6 +5,9 @@ use paf_cuda::gpu::{LayerProduct, Plan, Planned, Planner};
 
 use super::*;
 
+/// Attention that leaves each multiprocessor room for a block of a product.
+const BY_HALVES: AttentionVariant = AttentionVariant::Sm90 { rows: 64, half: true };
+
 /// More than such small layers need, so that variants are tried beside other tests, and under a sanitizer, too.
 const BUDGET: Duration = Duration::from_secs(2);
 
@@ -15,6 +18,13 @@ pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
         add(format!("planner {design}: kept and found again, same bits"), cached, design);
         add(format!("race {design} auto: same bits, disturbed, 250 repeats"), races, design);
         add(format!("plan {design}: portable variants, eager and as a graph"), portable, design);
+    }
+    // Where the device has them.
+    if kernel::attention_variants(device, 64).contains(&BY_HALVES) {
+        for design in Design::ALL.into_iter().filter(|design| design.is_parallel()) {
+            add(format!("plan {design}: by halves, eager and as a graph"), halves, design);
+            add(format!("race {design} by halves: same bits, disturbed, 250 repeats"), halves_race, design);
+        }
     }
     let design = Design::PafPostNorm;
     add("planner: a damaged cache is said to be, and measured anew".into(), damaged, design);
@@ -57,8 +67,12 @@ impl Checked {
     }
 
     fn check(&self, plan: Plan, graph: bool) -> Outcome {
+        self.check_on(plan, graph, &shape()?)
+    }
+
+    fn check_on(&self, plan: Plan, graph: bool, shape: &BatchShape) -> Outcome {
         let encoder = Encoder::new(&self.config, self.weights.clone())?;
-        self.oracle.check(&encoder, plan, graph, &shape()?).map(drop).map_err(|error| format!("{plan}: {error}").into())
+        self.oracle.check(&encoder, plan, graph, shape).map(drop).map_err(|error| format!("{plan}: {error}").into())
     }
 }
 
@@ -125,6 +139,40 @@ fn portable(device: &Device, design: Design) -> Outcome {
         checked.check(plan, false)?;
     }
     Ok(())
+}
+
+/// Attention and the product beside it share each multiprocessor, in each way to launch that product.
+fn plans_by_halves() -> Result<Vec<Plan>, Error> {
+    let fused = Plan::from(Schedule::Fused).with_attention(BY_HALVES);
+    let products =
+        ["share1x1:stages5", "share2x1:stages5", "share1x2:stages4"].map(|way| format!("sm90:128x128h:{way}"));
+    products.iter().map(|name| Ok(fused.with_product(LayerProduct::WideSecond, name.parse::<GemmVariant>()?))).collect()
+}
+
+/// More tiles of both than an H100 or H200 has multiprocessors.
+fn many_rows() -> Result<BatchShape, Error> {
+    let lengths = (0..140).map(|i| 130 - i % 70).collect();
+    BatchShape::new(140, 130)?.with_lengths(lengths)
+}
+
+fn halves(device: &Device, design: Design) -> Outcome {
+    let checked = Checked::new(device, design)?;
+    // Beside a product that leaves it no room it has to be right, too.
+    let alone = "sm90:128x128:share1x1:stages6".parse::<GemmVariant>()?;
+    let alone = Plan::from(Schedule::Fused).with_attention(BY_HALVES).with_product(LayerProduct::WideSecond, alone);
+    for shape in [shape()?, many_rows()?] {
+        for plan in plans_by_halves()?.into_iter().chain([alone]) {
+            checked.check_on(plan, false, &shape)?;
+            checked.check_on(plan, true, &shape)?;
+        }
+    }
+    Ok(())
+}
+
+fn halves_race(device: &Device, design: Design) -> Outcome {
+    let layer = LayerConfig { design, ..LayerConfig::new(128, 2, 512)? };
+    let [first, ..] = plans_by_halves()?[..] else { return Err("there is no such plan".into()) };
+    race_on(device, &layer, first, &many_rows()?)
 }
 
 fn damaged(device: &Device, design: Design) -> Outcome {
@@ -199,14 +247,14 @@ fn refused_variants(device: &Device, design: Design) -> Outcome {
         serial.with_product(LayerProduct::W2, sm90(0, alone, 99)),
         serial.with_product(LayerProduct::W2, sm90(10, Cluster::Split(3), 4)),
         serial.with_attention(AttentionVariant::Sm80 { rows: 31 }),
-        serial.with_attention(AttentionVariant::Sm90 { rows: 31 }),
+        serial.with_attention(AttentionVariant::Sm90 { rows: 31, half: false }),
     ];
     if hopper {
         // Two inputs: the portable kernel has one.
         let fused = Plan::from(Schedule::Fused);
         cases.push(fused.with_product(LayerProduct::WideFirst, GemmVariant::Sm80 { tile: 2 }));
     } else {
-        cases.push(serial.with_attention(AttentionVariant::Sm90 { rows: 64 }));
+        cases.push(serial.with_attention(AttentionVariant::Sm90 { rows: 64, half: false }));
         cases.push(serial.with_product(LayerProduct::Qkv, sm90(4, alone, 4)));
     }
     for (i, plan) in cases.into_iter().enumerate() {

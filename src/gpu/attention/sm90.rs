@@ -77,32 +77,33 @@ impl Sm90Attention {
     pub(super) fn planned_beside(&self, device: &Device, attention: &Attention) -> Option<usize> {
         let &Attention { sequences: Sequences { batch, seq_len, .. }, heads, head_dim, .. } = attention;
         let multiprocessors = device.info().multiprocessors as usize;
-        let useful = || tiles(head_dim).filter(|&rows| rows <= seq_len.next_multiple_of(64));
+        let useful = || tiles(head_dim, false).filter(|&rows| rows <= seq_len.next_multiple_of(64));
         let at_most = |most: usize| move |&rows: &usize| batch * seq_len.div_ceil(rows) * heads <= most;
         useful().filter(at_most(multiprocessors / 4)).last().or_else(|| useful().find(at_most(multiprocessors / 2)))
     }
 
-    /// Whether waiting for a count instead of a product's end is worth it: not where blocks are kept apart, about one a multiprocessor.
+    /// Whether waiting for a count instead of a product's end is worth it: not by halves, where that end is what keeps blocks apart, nor where
+    /// they are kept apart otherwise, about one a multiprocessor.
     /// They would crowd where the product's blocks end first. Such plans of RoBERTa-large took a sixth longer at 4 × 128 and 1 × 512 in
     /// the run that counted for them too, though other choices had changed as well.
-    pub(super) fn gains_from_count(&self, device: &Device, attention: &Attention, rows: usize) -> bool {
+    pub(super) fn gains_from_count(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> bool {
         let Sequences { batch, seq_len, .. } = attention.sequences;
-        !fills_by_half(batch * seq_len.div_ceil(rows) * attention.heads, device)
+        !half && !fills_by_half(batch * seq_len.div_ceil(rows) * attention.heads, device)
     }
 
     /// What attention in that tile takes, all of it, ns.
-    pub(super) fn takes_ns(&self, device: &Device, attention: &Attention, rows: usize) -> Result<f64> {
+    pub(super) fn takes_ns(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> Result<f64> {
         let &Attention { sequences: Sequences { batch, seq_len, .. }, heads, head_dim, causal, .. } = attention;
         let tiles = batch * seq_len.div_ceil(rows) * heads;
         let multiprocessors = device.info().multiprocessors as usize;
-        Ok(plan::sm90_attention_ns(tile(head_dim, rows)?, tiles, seq_len, causal, multiprocessors))
+        Ok(plan::sm90_attention_ns(tile(head_dim, rows, half)?, tiles, seq_len, causal, multiprocessors))
     }
 
     /// # Safety
     /// As [`super::launch`]; `attention` has been checked.
-    pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize) -> Result<()> {
+    pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize, half: bool) -> Result<()> {
         let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, overlap, .. } = attention;
-        let index = tile(head_dim, rows)?;
+        let index = tile(head_dim, rows, half)?;
         let tile = &ATTENTION_SM90_TILES[index];
         let device = stream.device();
         let map = |rows| TensorMap::new(device, self.dtype, &qkv, (tile.chunk(), rows));
@@ -141,7 +142,10 @@ impl Sm90Attention {
                 expected,
             ));
         }
-        let places = device.info().multiprocessors as usize * tile.blocks;
+        // By halves, blocks go one to each multiprocessor only where the kernel before has left them all: two on one would leave no room for
+        // the product's.
+        let overlap = overlap && !half;
+        let places = device.info().multiprocessors as usize * tile.blocks.max(1);
         let grid = Grid { overlap, ..Grid::new(tiles.min(places), 1) };
         let apart = overlap && fills_by_half(tiles, device);
         let shared_bytes = if apart { apart_bytes(tile) } else { tile.shared_bytes() };
@@ -151,14 +155,15 @@ impl Sm90Attention {
 
     /// What a product must leave of the device, so that its blocks run beside those of `attention`, overlapped: multiprocessors
     /// where attention has few blocks, part of each where it has about as many and leaves it registers, else nothing.
-    pub(super) fn takes(&self, device: &Device, attention: &Attention, rows: usize) -> Meanwhile {
-        let index =
-            ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == attention.head_dim && tile.rows() == rows);
-        let Some(index) = index else { return Meanwhile::default() };
+    pub(super) fn takes(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> Meanwhile {
+        let Ok(index) = tile(attention.head_dim, rows, half) else { return Meanwhile::default() };
         let tile = &ATTENTION_SM90_TILES[index];
         let Sequences { batch, seq_len, .. } = attention.sequences;
         let tiles = batch * seq_len.div_ceil(rows) * attention.heads;
         // Each block costs a kilobyte beside, of which the limit of one block has deducted its own.
+        if half {
+            return Meanwhile { spare_bytes: tile.shared_bytes() as usize + 1024, half, ..Meanwhile::default() };
+        }
         let spare_bytes =
             if tile.blocks == 2 && fills_by_half(tiles, device) { apart_bytes(tile) as usize + 1024 } else { 0 };
         let few = tiles <= device.info().multiprocessors as usize / 2;
@@ -166,7 +171,7 @@ impl Sm90Attention {
             return Meanwhile { spare_bytes, ..Meanwhile::default() };
         }
         let nanoseconds = plan::sm90_attention_tile_ns(index, seq_len, attention.causal, false) as usize;
-        Meanwhile { spare_bytes, multiprocessors: tiles, nanoseconds }
+        Meanwhile { spare_bytes, multiprocessors: tiles, nanoseconds, half }
     }
 }
 
@@ -182,13 +187,15 @@ fn apart_bytes(tile: &Sm90AttentionTile) -> u32 {
     tile.shared_bytes().max(plan::SM90_TWO_BLOCKS_BYTES as u32 + 512)
 }
 
-/// The row of [`ATTENTION_SM90_TILES`] for heads of that width with so many query rows.
-pub(super) fn tile(head_dim: usize, rows: usize) -> Result<usize> {
-    let index = ATTENTION_SM90_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
-    index.ok_or_else(|| no_such_rows(rows, head_dim, tiles(head_dim)))
+/// The row of [`ATTENTION_SM90_TILES`] for heads of that width with so many query rows, by halves or not.
+pub(super) fn tile(head_dim: usize, rows: usize, half: bool) -> Result<usize> {
+    let is_it = |tile: &Sm90AttentionTile| (tile.head_dim, tile.rows(), tile.half()) == (head_dim, rows, half);
+    let index = ATTENTION_SM90_TILES.iter().position(is_it);
+    index.ok_or_else(|| no_such_rows(rows, head_dim, tiles(head_dim, half)))
 }
 
-/// Query rows of the tiles for a head width, most first; none where there is no kernel for it.
-pub(in crate::gpu) fn tiles(head_dim: usize) -> impl Iterator<Item = usize> {
-    ATTENTION_SM90_TILES.iter().filter(move |tile| tile.head_dim == head_dim).map(|tile| tile.rows())
+/// Query rows of the tiles for a head width, by halves or not, most first; none where there is no kernel for it.
+pub(in crate::gpu) fn tiles(head_dim: usize, half: bool) -> impl Iterator<Item = usize> {
+    let of = move |tile: &&Sm90AttentionTile| (tile.head_dim, tile.half()) == (head_dim, half);
+    ATTENTION_SM90_TILES.iter().filter(of).map(|tile| tile.rows())
 }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::error::Error;
 
-/// One way to compute attention. Written `sm80:rows128`, `sm90:rows192`.
+/// One way to compute attention. Written `sm80:rows128`, `sm90:rows192`, `sm90:rows64:half`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum AttentionVariant {
     /// The portable kernel.
@@ -18,14 +18,19 @@ pub enum AttentionVariant {
     Sm90 {
         /// Query rows of a block.
         rows: usize,
+        /// Whether each multiprocessor has one such block, which leaves it room for one of a product.
+        half: bool,
     },
 }
+
+/// What the name of such a variant ends in.
+const HALF: &str = ":half";
 
 impl fmt::Display for AttentionVariant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sm80 { rows } => write!(f, "sm80:rows{rows}"),
-            Self::Sm90 { rows } => write!(f, "sm90:rows{rows}"),
+            Self::Sm90 { rows, half } => write!(f, "sm90:rows{rows}{}", if *half { HALF } else { "" }),
         }
     }
 }
@@ -37,17 +42,19 @@ impl FromStr for AttentionVariant {
         parse(text).ok_or_else(|| Error::InvalidConfig {
             field: "variant",
             got: text.to_owned(),
-            expected: "sm80:rowsN or sm90:rowsN with N the query rows of a block, e.g. sm80:rows128".into(),
+            expected: "sm80:rowsN, sm90:rowsN or sm90:rowsN:half with N the query rows of a block, e.g. sm80:rows128"
+                .into(),
         })
     }
 }
 
 fn parse(text: &str) -> Option<AttentionVariant> {
     let (kernel, rows) = text.split_once(":rows")?;
+    let (rows, half) = rows.strip_suffix(HALF).map_or((rows, false), |rows| (rows, true));
     let rows = rows.parse().ok()?;
-    match kernel {
-        "sm80" => Some(AttentionVariant::Sm80 { rows }),
-        "sm90" => Some(AttentionVariant::Sm90 { rows }),
+    match (kernel, half) {
+        ("sm80", false) => Some(AttentionVariant::Sm80 { rows }),
+        ("sm90", half) => Some(AttentionVariant::Sm90 { rows, half }),
         _ => None,
     }
 }
@@ -59,11 +66,22 @@ mod tests {
     #[test]
     fn names_are_read_back() {
         for rows in [32, 64, 128] {
-            for variant in [AttentionVariant::Sm80 { rows }, AttentionVariant::Sm90 { rows }] {
+            let hopper = [false, true].map(|half| AttentionVariant::Sm90 { rows, half });
+            for variant in hopper.into_iter().chain([AttentionVariant::Sm80 { rows }]) {
                 assert_eq!(variant.to_string().parse::<AttentionVariant>().unwrap(), variant);
             }
         }
-        for bad in ["", "sm80", "sm80:rows", "sm80:128", "rows128", "sm80:rowsx", "sm70:rows64"] {
+        for bad in [
+            "",
+            "sm80",
+            "sm80:rows",
+            "sm80:128",
+            "rows128",
+            "sm80:rowsx",
+            "sm70:rows64",
+            "sm80:rows64:half",
+            "sm90:half",
+        ] {
             assert!(bad.parse::<AttentionVariant>().unwrap_err().to_string().contains("sm80:rows128"), "{bad}");
         }
     }

@@ -55,7 +55,7 @@ impl Ends {
     const fn has(self, tile: &Sm90GemmTile) -> bool {
         match self {
             Self::Split => tile.splits(),
-            Self::Sums => !tile.in_turn,
+            Self::Sums => !tile.in_turn && !tile.half,
             Self::Linear | Self::Gelu | Self::GeluNew | Self::Relu => true,
         }
     }
@@ -399,7 +399,7 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2]
             let expected = format!("none for tile {}", tile.name);
             return Err(Error::mismatch(OPERATION, "split of K", cluster.split(), expected));
         }
-        Cluster::Parts { parts, .. } if tile.in_turn => {
+        Cluster::Parts { parts, .. } if !Ends::Sums.has(tile) => {
             return Err(Error::mismatch(OPERATION, "parts of K", parts, format!("none for tile {}", tile.name)));
         }
         Cluster::Split(split) if !matches!(split, 2 | 4 | 8) || some_are_empty(steps, split) => {

@@ -63,7 +63,8 @@ impl<'a> Attention<'a> {
 pub fn attention_variants(device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
     let fits = |tile: &&AttentionTile| tile.shared_bytes() <= device.info().shared_bytes_per_block;
     let portable = sm80::tiles(head_dim).filter(fits).map(|tile| AttentionVariant::Sm80 { rows: tile.rows() });
-    let hopper = sm90::tiles(head_dim).map(|rows| AttentionVariant::Sm90 { rows });
+    let of = |half| sm90::tiles(head_dim, half).map(move |rows| AttentionVariant::Sm90 { rows, half });
+    let hopper = [false, true].into_iter().flat_map(of);
     portable.chain(hopper.filter(|_| device.uses_hopper_kernels())).collect()
 }
 

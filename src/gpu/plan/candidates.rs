@@ -170,15 +170,18 @@ impl Setting<'_> {
     /// estimate, which depends on what attention leaves free.
     pub(super) fn other_attentions(&self, plan: &Plan) -> Result<Vec<Plan>> {
         let planned = attention::planned(self.kernels, self.device, &self.attention(plan)?)?;
-        let others = self.attentions(planned).filter(|&variant| variant != plan.attention().unwrap_or(planned));
+        let others = self.attentions(plan, planned)?.filter(|&variant| variant != plan.attention().unwrap_or(planned));
         Ok(others.map(|variant| Plan::from(plan.schedule()).with_attention(variant)).collect())
     }
 
-    /// All ways of the kernel that the estimate has chosen.
-    fn attentions(&self, planned: AttentionVariant) -> impl Iterator<Item = AttentionVariant> {
+    /// All ways of the kernel that the estimate has chosen which may be worth it for such a plan.
+    fn attentions(&self, plan: &Plan, planned: AttentionVariant) -> Result<impl Iterator<Item = AttentionVariant>> {
         let kernel = std::mem::discriminant(&planned);
-        let variants = kernel::attention_variants(self.device, self.config.head_dim);
-        variants.into_iter().filter(move |variant| std::mem::discriminant(variant) == kernel)
+        let (variants, attention) =
+            (kernel::attention_variants(self.device, self.config.head_dim), self.attention(plan)?);
+        let (device, schedule) = (self.device, plan.schedule());
+        let of_kernel = variants.into_iter().filter(move |variant| std::mem::discriminant(variant) == kernel);
+        Ok(of_kernel.filter(move |&variant| attention::is_worth_trying(device, &attention, variant, schedule)))
     }
 
     /// The plan with each of the `most` next best ways, by estimate, to compute a product of it.
@@ -197,7 +200,7 @@ impl Setting<'_> {
         }
         if let Some(variant) = plan.attention() {
             let planned = attention::planned(self.kernels, self.device, &self.attention(plan)?)?;
-            if !self.attentions(planned).any(|known| known == variant) {
+            if !self.attentions(plan, planned)?.any(|known| known == variant) {
                 return Ok(false);
             }
         }
@@ -255,7 +258,7 @@ mod tests {
     #[test]
     fn products_have_their_schedules_shapes_and_limits() {
         use LayerProduct::{Qkv, W1, W2, WideFirst, WideSecond, Wo};
-        let meanwhile = Meanwhile { spare_bytes: 117_760, multiprocessors: 3, nanoseconds: 5000 };
+        let meanwhile = Meanwhile { spare_bytes: 117_760, multiprocessors: 3, nanoseconds: 5000, half: false };
         let early = Early { columns: 3072, nanoseconds: 4000 };
         let of = |design, schedule, rows, two_inputs| {
             let all = products(&config(design), schedule, rows, two_inputs, (early, meanwhile));

@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn plans_are_read_back() {
         let wide = "sm90:128x96:share1x1:stages7".parse::<GemmVariant>().unwrap();
-        let rows = AttentionVariant::Sm90 { rows: 64 };
+        let rows = AttentionVariant::Sm90 { rows: 64, half: false };
         let plan = Plan::from(Schedule::Fused).with_product(LayerProduct::WideFirst, wide).with_attention(rows);
         assert_eq!(plan.to_string(), "fused attention=sm90:rows64 wide-first=sm90:128x96:share1x1:stages7");
         for plan in [plan, Schedule::TwoStream.into()] {

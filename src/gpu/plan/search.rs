@@ -228,7 +228,7 @@ mod tests {
         fn others(&self, plan: &Plan, coordinate: Coordinate) -> Result<Vec<Plan>> {
             Ok(match coordinate {
                 Coordinate::Attention => {
-                    [64, 128].map(|rows| plan.with_attention(AttentionVariant::Sm90 { rows })).to_vec()
+                    [64, 128].map(|rows| plan.with_attention(AttentionVariant::Sm90 { rows, half: false })).to_vec()
                 }
                 Coordinate::Product(product) => {
                     (0..3).map(|tile| plan.with_product(product, GemmVariant::Sm80 { tile })).collect()
@@ -306,7 +306,7 @@ mod tests {
         });
         let (plan, _) = search(&model, Duration::from_secs(2)).unwrap();
         let first = GemmVariant::Sm80 { tile: 0 };
-        let expected = Plan::from(Schedule::Hybrid).with_attention(AttentionVariant::Sm90 { rows: 64 });
+        let expected = Plan::from(Schedule::Hybrid).with_attention(AttentionVariant::Sm90 { rows: 64, half: false });
         assert_eq!(plan, expected.with_product(LayerProduct::Qkv, first).with_product(LayerProduct::Wo, first));
     }
 

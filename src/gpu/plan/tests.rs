@@ -33,7 +33,7 @@ fn hopper_products_fill_the_device_and_split_where_they_cannot() {
 fn limits_are_observed() {
     for (m, n, edge) in [(1, 7168, 3072), (128, 7168, 3072), (512, 14336, 6144), (4096, 960, 192), (70, 584, 64)] {
         for (spare_bytes, parts) in [(0, false), (0, true), (117_760, false), (117_760, true)] {
-            let meanwhile = Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 };
+            let meanwhile = Meanwhile { spare_bytes, ..Meanwhile::default() };
             let limits = Limits { edge, meanwhile, parts, ..Limits::default() };
             let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, 16, limits, &ROOM) else { panic!() };
             let tile = &GEMM_SM90_TILES[tile];
@@ -45,9 +45,27 @@ fn limits_are_observed() {
 }
 
 #[test]
+fn tiles_by_halves_are_for_what_runs_beside_attention_by_halves() {
+    let is_half =
+        |&variant: &GemmVariant| matches!(variant, GemmVariant::Sm90 { tile, .. } if GEMM_SM90_TILES[tile].half);
+    let attention = ATTENTION_SM90_TILES.iter().find(|tile| tile.half()).unwrap();
+    for half in [false, true] {
+        let spare_bytes = if half { attention.shared_bytes() as usize + 1024 } else { 0 };
+        let limits = Limits { meanwhile: Meanwhile { spare_bytes, half, ..Meanwhile::default() }, ..Limits::default() };
+        let ranked = ranked_gemm_sm90(2048, 1024, 80, limits, &ROOM);
+        assert!(!ranked.is_empty() && ranked.iter().all(|variant| is_half(variant) == half), "{ranked:?}");
+        let stages = |&variant: &GemmVariant| matches!(variant, GemmVariant::Sm90 { stages: 5.., .. });
+        assert!(ranked.iter().any(stages), "{ranked:?}");
+    }
+    // Registers of both blocks, whose warps come in fours: 96 a thread each.
+    let threads: u32 = GEMM_SM90_TILES.iter().filter(|tile| tile.half).map(|tile| tile.threads()).sum();
+    assert!((threads + attention.threads()) * 96 <= 65536);
+}
+
+#[test]
 fn parts_of_k_leave_another_kernel_its_multiprocessors() {
     for (m, n, k, taken) in [(128, 2048, 10240, 32), (128, 1024, 5120, 16)] {
-        let meanwhile = Meanwhile { spare_bytes: 0, multiprocessors: taken, nanoseconds: 5000 };
+        let meanwhile = Meanwhile { multiprocessors: taken, nanoseconds: 5000, ..Meanwhile::default() };
         let limits = Limits { meanwhile, parts: true, ..Limits::default() };
         let GemmVariant::Sm90 { tile, cluster, stages } = gemm_sm90(m, n, k / 64, limits, &ROOM) else { panic!() };
         let tile = &GEMM_SM90_TILES[tile];
@@ -78,7 +96,7 @@ fn ranked_variants_observe_limits_and_begin_with_the_planned_one() {
         for spare_bytes in [0, 117_760] {
             let limits = Limits {
                 edge,
-                meanwhile: Meanwhile { spare_bytes, multiprocessors: 0, nanoseconds: 0 },
+                meanwhile: Meanwhile { spare_bytes, ..Meanwhile::default() },
                 parts: edge == 0,
                 ..Limits::default()
             };
