@@ -12,6 +12,10 @@
 // Accumulators go to shared memory by stmatrix (gemm_sm90_finish.cuh), from where TMA stores them. Blocks are persistent:
 // while consumers finish a tile, the ring fills for the next one.
 //
+// By halves (128x128h) a block takes what one of attention by halves leaves of a multiprocessor, 96 registers a thread and five stages: in
+// `fused` the second product's sum over the FFN's K passes under attention so, in the same multiprocessors. Alone it is as fast as 128x128
+// with six stages (RoBERTa-large fused at 4 × 512 on an H100, attention not by halves: 103.5 and 103.9 µs a layer).
+//
 // Two consumers share each tile, or take turns with whole tiles: then one finishes its tile while the other's products keep
 // the tensor cores busy, which is worth a tenth at K = 1024 (16384 × 4096: 195 → 183 µs).
 //
@@ -81,10 +85,6 @@
 //   128×128 with half of a multiprocessor's registers and memory (three stages), beside attention in tiles of 64 queries, one a
 //     multiprocessor, on an H100: RoBERTa-large fused 4 × 512 104.0 → 106.8 µs a layer, 8 × 512 197 → 210. Three stages are too few for
 //     what L2 takes to answer then: that product without attention beside it takes 18 µs longer than with six.
-//   The same in 96 registers with five stages, which is as fast alone as six are, beside one block of 64 queries a multiprocessor (64 keys
-//     a step, 96 registers, 50 KB), launched when the wide product had ended, so that each multiprocessor got one: 4 × 512 103.9 → 103.9,
-//     8 × 512 195 → 212, 8 × 128 56.2 → 60.6, 4 × 2048 502 → 617. Such attention takes 11 µs longer at 4 × 512, and the overlap hides just
-//     those. Two warpgroups of it, which are twice as fast, would need registers that the product does not leave.
 //   No pause between the first loads of tiles with two panels, on an H100: serial layers of few tokens 1 to 7 % faster, fused ones up to
 //     3 % slower; only where there are more than 96 blocks: the same, half as much.
 //   Counting a tile for attention after five steps of the next one, or three: at 1 × 512 attention begins 10.9 or 9.6 µs after the first
