@@ -159,7 +159,7 @@ struct Gemm {
         } else if (warp == A_WARP) {
             if (ptx::elect_one()) produce<false>(p, at, log2_cluster);
             __syncwarp();
-        } else if (warp < W_WARP) {
+        } else if (!Tile::HALF || warp < W_WARP) {
             if (Tile::HALF) ptx::registers_increase<Tile::REGISTERS>();
             consume(p, at, log2_cluster, warp);
         }

@@ -102,10 +102,10 @@ struct GemmTile {
     static constexpr int OWN_PARTS = IN_TURN ? PARTS : 1;     // of each
     static constexpr int READERS = IN_TURN ? 1 : CONSUMERS;   // of a stage
     static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
-    // A whole warpgroup gives registers to the consumers; of the producers' two of its four warps have nothing else to do.
+    // By halves a whole warpgroup gives registers to the consumers: two of its four warps are the producers, the others only do that.
     static constexpr int THREADS = CONSUMERS * 128 + (HALF ? 128 : 64);
-    static constexpr int LAUNCHED = 96, PRODUCER_REGISTERS = 40, REGISTERS = 120;  // a thread, if HALF
-    static constexpr int BOUND = HALF ? 640 : THREADS;  // threads for which there would be that many registers
+    static constexpr int BOUND = HALF ? 640 : THREADS;  // threads that would have as many registers each
+    static constexpr int LAUNCHED = 65536 / BOUND / 8 * 8, PRODUCER_REGISTERS = 40, REGISTERS = 120;  // a thread, if HALF
     static_assert(!HALF || PRODUCER_REGISTERS + CONSUMERS * REGISTERS <= LAUNCHED * (CONSUMERS + 1));
     static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
     static constexpr int PANEL_W = BN * ROW_BYTES, PANEL_A = BM * ROW_BYTES;

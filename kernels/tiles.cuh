@@ -21,8 +21,8 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 // ---- GEMM on Hopper (gemm_sm90.cu) ------------------------------------------------------------------------------------
 //
 // Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
-// warpgroups share a tile, take turns with whole tiles, or share one in the registers that attention by halves leaves; panels of GEMM_TILE_K along K in a stage; rows (columns, where N is free)
-// of C that one finishes at a time, and in how many buffers. A panel is (M+N)·128 bytes, and as many stages as fit are used. `why` says
+// warpgroups share a tile, take turns with whole tiles, or share one in the registers that attention by halves leaves; panels of
+// GEMM_TILE_K along K in a stage; rows (columns, where N is free) of C that one finishes at a time, and in how many buffers. A panel is (M+N)·128 bytes, and as many stages as fit are used. `why` says
 // N × M where it names shapes.
 //
 //     name       M    N  free consumers panels chunk buffers   why
@@ -75,7 +75,8 @@ constexpr int GEMM_MAX_PARTS = 8;  // of K
 // product (128x128h) beside it -------------------------------------------------------------------------------------------------
 //
 // At head_dim 64 four warpgroups, of which one always has products for the tensor cores: two reach 460 TFLOP/s at seq 8192 where
-// three reach 480. Wider heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors.
+// three reach 480. Wider heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors, or
+// go by halves, for many.
 #define ATTENTION_SM90_TILES(X)                                                                                         \
     X(d32_192x128, 32, 3, 128, 8, 1)                                                                                    \
     X(d32_64x128, 32, 1, 128, 4, 2)                                                                                     \

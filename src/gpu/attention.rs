@@ -10,6 +10,7 @@ use super::device::{Device, Stream};
 use super::gemm::{Count, Early, Meanwhile};
 use super::launch::Kernels;
 use super::memory::Matrix;
+use super::plan::MAX_ROWS_IN_PARTS;
 use super::tiles::ATTENTION_TILES;
 use crate::config::{LayerConfig, Schedule};
 use crate::error::{Error, Result};
@@ -32,11 +33,11 @@ pub(super) struct Attention {
     pub(super) causal: bool,
     /// Instead of the planned one.
     pub(super) variant: Option<AttentionVariant>,
-    /// Programmatic dependent launch; the portable kernel ignores it.
+    /// Programmatic dependent launch; the portable kernel ignores it, and attention by halves.
     pub(super) overlap: bool,
     /// When the kernel after this one may begin, if that has `overlap`. For Hopper's kernel; after the portable one it begins at its end.
     pub(super) next: Next,
-    /// For the planner: attention may begin while a product still has other columns to make.
+    /// For the planner: attention may begin while a product still has other columns to make, if it does not go by halves.
     pub(super) beside: bool,
     /// With `overlap`: `qkv` is complete when that count is, of the product before. Only Hopper's kernel waits for it instead of the
     /// product's end.
@@ -75,8 +76,8 @@ pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -
     })
 }
 
-/// Whether attention of that kind could be worth it for this batch: by halves only beside a product of the same stream, and where each
-/// multiprocessor has more than one tile.
+/// Whether attention of that kind could be worth it for this batch: by halves only beside a product of the same stream, and where there are
+/// many rows and more tiles than multiprocessors.
 pub(super) fn is_worth_trying(
     device: &Device,
     attention: &Attention,
@@ -85,7 +86,8 @@ pub(super) fn is_worth_trying(
 ) -> bool {
     let AttentionVariant::Sm90 { rows, half: true } = variant else { return true };
     let tiles = attention.sequences.tiles(rows) * attention.heads;
-    schedule == Schedule::Fused && tiles > device.info().multiprocessors as usize
+    let many = attention.sequences.rows > MAX_ROWS_IN_PARTS && tiles > device.info().multiprocessors as usize;
+    schedule == Schedule::Fused && many
 }
 
 /// Whether this attention waits for a count, see [`Attention::ready`], where there is one.
@@ -107,7 +109,7 @@ pub(super) fn follows(kernels: &Kernels, device: &Device, attention: &Attention,
         (AttentionVariant::Sm90 { rows, half }, Some(sm90))
             if sm90.gains_from_count(device, &attention, rows, half) =>
         {
-            let nanoseconds = sm90.takes_ns(device, &attention, rows, half)? as usize;
+            let nanoseconds = sm90.takes_ns(device, &attention, rows)? as usize;
             Ok(Early { columns, nanoseconds })
         }
         _ => Ok(Early::default()),
@@ -169,9 +171,10 @@ pub(super) fn unsupported_head_dim(head_dim: usize) -> Error {
 }
 
 /// Asked for a tile that the head width does not have.
-fn no_such_rows(rows: usize, head_dim: usize, known: impl Iterator<Item = usize>) -> Error {
-    let expected = format!("one of {:?} for head_dim {head_dim}", known.collect::<Vec<_>>());
-    Error::mismatch("attention", "query rows", rows, expected)
+fn no_such_rows(what: &'static str, rows: usize, head_dim: usize, known: impl Iterator<Item = usize>) -> Error {
+    let known: Vec<_> = known.collect();
+    let expected = if known.is_empty() { "none".to_owned() } else { format!("one of {known:?}") };
+    Error::mismatch("attention", what, rows, format!("{expected} for head_dim {head_dim}"))
 }
 
 impl Attention {

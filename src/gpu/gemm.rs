@@ -105,13 +105,13 @@ pub(super) struct Count {
 /// What a kernel that runs at the same time has of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(super) struct Meanwhile {
-    /// Shared memory, bytes, of each multiprocessor, and half of its registers.
+    /// Shared memory, bytes, of each multiprocessor, and, unless it goes by halves, half of its registers.
     pub(super) spare_bytes: usize,
     /// Whole multiprocessors,
     pub(super) multiprocessors: usize,
     /// for about that long.
     pub(super) nanoseconds: usize,
-    /// Of each multiprocessor's registers what but a tile by halves leaves.
+    /// Whether it is attention by halves: beside it a tile by halves alone finds registers.
     pub(super) half: bool,
 }
 

@@ -174,7 +174,9 @@ fn sm90_estimates(
 pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl Iterator<Item = GemmVariant> {
     // The narrowest tile that holds all tokens, and narrower ones.
     let enough = GEMM_SM90_TILES.iter().map(|tile| tile.m).filter(|&rows| rows >= m).min().unwrap_or(usize::MAX);
-    let tiles = (0..GEMM_SM90_TILES.len()).filter(move |&tile| GEMM_SM90_TILES[tile].m <= enough);
+    // What runs beside attention by halves has but one.
+    let fits = move |&tile: &usize| GEMM_SM90_TILES[tile].half || GEMM_SM90_TILES[tile].m <= enough;
+    let tiles = (0..GEMM_SM90_TILES.len()).filter(fits);
     tiles.flat_map(move |tile| {
         let row = &GEMM_SM90_TILES[tile];
         let steps = steps / row.panels;

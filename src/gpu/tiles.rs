@@ -56,7 +56,7 @@ pub(crate) struct Sm90GemmTile {
     pub(crate) free: Free,
     /// Two warpgroups take turns with whole tiles.
     pub(crate) in_turn: bool,
-    /// Its block leaves a multiprocessor room for one of [such attention](Sm90AttentionTile::half), and runs beside no other.
+    /// Its block leaves a multiprocessor room for one of [such attention](Sm90AttentionTile::half), and is planned for nothing else.
     pub(crate) half: bool,
     /// Of a stage, [`GEMM_TILE_K`] elements along K each.
     pub(crate) panels: usize,

@@ -160,8 +160,9 @@ fn halves(device: &Device, design: Design) -> Outcome {
     // Beside a product that leaves it no room it has to be right, too.
     let alone = "sm90:128x128:share1x1:stages6".parse::<GemmVariant>()?;
     let alone = Plan::from(Schedule::Fused).with_attention(BY_HALVES).with_product(LayerProduct::WideSecond, alone);
-    for shape in [shape()?, many_rows()?] {
-        for plan in plans_by_halves()?.into_iter().chain([alone]) {
+    let estimated = Plan::from(Schedule::Fused).with_attention(BY_HALVES);
+    for shape in [BatchShape::new(1, 50)?, shape()?, many_rows()?] {
+        for plan in plans_by_halves()?.into_iter().chain([alone, estimated]) {
             checked.check_on(plan, false, &shape)?;
             checked.check_on(plan, true, &shape)?;
         }
@@ -245,9 +246,10 @@ fn refused_variants(device: &Device, design: Design) -> Outcome {
         serial.with_product(LayerProduct::W2, GemmVariant::Sm80 { tile: 99 }),
         serial.with_product(LayerProduct::W2, sm90(99, alone, 4)),
         serial.with_product(LayerProduct::W2, sm90(0, alone, 99)),
-        serial.with_product(LayerProduct::W2, sm90(10, Cluster::Split(3), 4)),
+        serial.with_product(LayerProduct::W2, "sm90:16x64:split3:stages4".parse::<GemmVariant>()?),
         serial.with_attention(AttentionVariant::Sm80 { rows: 31 }),
         serial.with_attention(AttentionVariant::Sm90 { rows: 31, half: false }),
+        serial.with_attention(AttentionVariant::Sm90 { rows: 128, half: true }),
     ];
     if hopper {
         // Two inputs: the portable kernel has one.

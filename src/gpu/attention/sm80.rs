@@ -68,7 +68,7 @@ impl Sm80Attention {
             return Err(unsupported_head_dim(head_dim));
         }
         let index = ATTENTION_TILES.iter().position(|tile| tile.head_dim == head_dim && tile.rows() == rows);
-        let index = index.ok_or_else(|| no_such_rows(rows, head_dim, known()))?;
+        let index = index.ok_or_else(|| no_such_rows("query rows", rows, head_dim, known()))?;
         let tile = &ATTENTION_TILES[index];
         self.functions[index].as_ref().ok_or_else(|| Error::Unsupported {
             what: format!("attention with {rows} query rows a block ({} bytes of shared memory)", tile.shared_bytes()),

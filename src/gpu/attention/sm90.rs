@@ -51,10 +51,11 @@ struct Params {
 impl Sm90Attention {
     pub(in crate::gpu) fn load(device: &Device, dtype: Dtype) -> Result<Self> {
         let module = Module::load(device, &format!("attention_sm90_{dtype}"))?;
-        let functions = ATTENTION_SM90_TILES
-            .iter()
-            .map(|tile| module.function(device, &format!("attention_{}", tile.name), tile.threads(), apart_bytes(tile)))
-            .collect::<Result<_>>()?;
+        let load = |tile: &Sm90AttentionTile| {
+            let most_bytes = if tile.half() { tile.shared_bytes() } else { apart_bytes(tile) };
+            module.function(device, &format!("attention_{}", tile.name), tile.threads(), most_bytes)
+        };
+        let functions = ATTENTION_SM90_TILES.iter().map(load).collect::<Result<_>>()?;
         Ok(Self { dtype, functions, _module: module })
     }
 
@@ -91,12 +92,12 @@ impl Sm90Attention {
         !half && !fills_by_half(batch * seq_len.div_ceil(rows) * attention.heads, device)
     }
 
-    /// What attention in that tile takes, all of it, ns.
-    pub(super) fn takes_ns(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> Result<f64> {
+    /// What attention in that tile, not by halves, takes, all of it, ns.
+    pub(super) fn takes_ns(&self, device: &Device, attention: &Attention, rows: usize) -> Result<f64> {
         let &Attention { sequences: Sequences { batch, seq_len, .. }, heads, head_dim, causal, .. } = attention;
         let tiles = batch * seq_len.div_ceil(rows) * heads;
         let multiprocessors = device.info().multiprocessors as usize;
-        Ok(plan::sm90_attention_ns(tile(head_dim, rows, half)?, tiles, seq_len, causal, multiprocessors))
+        Ok(plan::sm90_attention_ns(tile(head_dim, rows, false)?, tiles, seq_len, causal, multiprocessors))
     }
 
     /// # Safety
@@ -154,7 +155,8 @@ impl Sm90Attention {
     }
 
     /// What a product must leave of the device, so that its blocks run beside those of `attention`, overlapped: multiprocessors
-    /// where attention has few blocks, part of each where it has about as many and leaves it registers, else nothing.
+    /// where attention has few blocks, part of each where it has about as many and leaves it registers, or goes by halves, else
+    /// nothing.
     pub(super) fn takes(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> Meanwhile {
         let Ok(index) = tile(attention.head_dim, rows, half) else { return Meanwhile::default() };
         let tile = &ATTENTION_SM90_TILES[index];
@@ -171,7 +173,7 @@ impl Sm90Attention {
             return Meanwhile { spare_bytes, ..Meanwhile::default() };
         }
         let nanoseconds = plan::sm90_attention_tile_ns(index, seq_len, attention.causal, false) as usize;
-        Meanwhile { spare_bytes, multiprocessors: tiles, nanoseconds, half }
+        Meanwhile { spare_bytes, multiprocessors: tiles, nanoseconds, half: false }
     }
 }
 
@@ -191,7 +193,8 @@ fn apart_bytes(tile: &Sm90AttentionTile) -> u32 {
 pub(super) fn tile(head_dim: usize, rows: usize, half: bool) -> Result<usize> {
     let is_it = |tile: &Sm90AttentionTile| (tile.head_dim, tile.rows(), tile.half()) == (head_dim, rows, half);
     let index = ATTENTION_SM90_TILES.iter().position(is_it);
-    index.ok_or_else(|| no_such_rows(rows, head_dim, tiles(head_dim, half)))
+    let what = if half { "query rows by halves" } else { "query rows" };
+    index.ok_or_else(|| no_such_rows(what, rows, head_dim, tiles(head_dim, half)))
 }
 
 /// Query rows of the tiles for a head width, by halves or not, most first; none where there is no kernel for it.

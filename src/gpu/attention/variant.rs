@@ -18,7 +18,9 @@ pub enum AttentionVariant {
     Sm90 {
         /// Query rows of a block.
         rows: usize,
-        /// Whether each multiprocessor has one such block, which leaves it room for one of a product.
+        /// By halves: one block on each multiprocessor, small enough for one of a product beside it (tile `128x128h`), begun when the kernel
+        /// before has ended, whatever `overlap` says. Of 64 rows and heads of 64; worth it in `fused`, where tokens are many and sequences
+        /// short.
         half: bool,
     },
 }

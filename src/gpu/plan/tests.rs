@@ -56,8 +56,16 @@ fn tiles_by_halves_are_for_what_runs_beside_attention_by_halves() {
         assert!(!ranked.is_empty() && ranked.iter().all(|variant| is_half(variant) == half), "{ranked:?}");
         let stages = |&variant: &GemmVariant| matches!(variant, GemmVariant::Sm90 { stages: 5.., .. });
         assert!(ranked.iter().any(stages), "{ranked:?}");
+        // There is one for any number of rows.
+        for (m, n) in [(1, 1024), (17, 64), (64, 4096), (65, 8)] {
+            assert_eq!(is_half(&gemm_sm90(m, n, 80, limits, &ROOM)), half, "{m} × {n}");
+        }
     }
-    // Registers of both blocks, whose warps come in fours: 96 a thread each.
+    // Both blocks, with the kilobyte that each costs, have the memory of a multiprocessor of an H100 or H200.
+    let product = GEMM_SM90_TILES.iter().find(|tile| tile.half).unwrap();
+    let bytes = product.shared_bytes(5, Cluster::Share { n: 1, m: 1 }) + attention.shared_bytes() as usize;
+    assert!(bytes + 2 * 1024 <= 228 * 1024, "{bytes}");
+    // And the registers, 96 a thread each; warps come in fours.
     let threads: u32 = GEMM_SM90_TILES.iter().filter(|tile| tile.half).map(|tile| tile.threads()).sum();
     assert!((threads + attention.threads()) * 96 <= 65536);
 }
