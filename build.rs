@@ -210,6 +210,16 @@ fn toolkit_version(nvcc: &Path) -> Result<(u32, u32)> {
 /// The `X(…)` rows of tiles.cuh as Rust tables, so that host and device read one list.
 fn tiles(header: &str) -> Result<String> {
     let mut tables = String::new();
+    for line in header.lines() {
+        let Some((name, value)) = line.strip_prefix("constexpr int ").and_then(|line| line.split_once(" = ")) else {
+            continue;
+        };
+        let value: usize = value.split(';').next().unwrap_or_default().parse().with_context(|| line.to_owned())?;
+        writeln!(
+            tables,
+            "#[allow(dead_code, reason = \"some are for tests\")]\npub(crate) const {name}: usize = {value};"
+        )?;
+    }
     for (table, row_type) in [
         ("GEMM_SM80_TILES", "Sm80GemmTile"),
         ("GEMM_SM90_TILES", "Sm90GemmTile"),

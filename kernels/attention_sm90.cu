@@ -19,10 +19,13 @@
 // thread, of which warps come in fours, beside that one's 96; 49 KB. It is launched when the kernel before has ended: then blocks go one to
 // each multiprocessor, where else those that are free first would get two and have no room for the product. Attention alone takes twice as
 // long so, but it passes under a product that takes longer. On an H100, µs a layer of RoBERTa-large fused, without → with, at 1975 MHz:
-// 16 × 128 93.1 → 86.9, 8 × 256 95.2 → 87.9, 4 × 512 99.0 → 94.7; 8 × 512 181 → 195, 1 × 2048 124 → 143, 2 × 512 58.0 → 60.7, where there is more
-// attention than product, or too little of both. At the power limit, 1700 MHz, 4 × 512 104.3 → 102.7. With 96 keys a step, and four
-// stages of the product for the memory, 4 × 512 takes 96.2, with 128 99.5. Two warpgroups would need registers that the product does not
-// leave.
+// 16 × 128 93.1 → 86.9, 8 × 256 95.2 → 87.9, 4 × 512 97.4 → 94.0; 8 × 512 177 → 191, 1 × 2048 122 → 142, where there is more attention than
+// product. With the product in two parts of K, each the best of several: 8 × 128 54.8 → 49.8, 2 × 512 57.3 → 54.9 (not in parts 60.7).
+// Clocks of a card under load for long: 8 × 128 56.5 → 52.3, 16 × 64 57.0 → 52.0, 4 × 256 56.7 → 54.2, 2 × 512 59.0 → 58.0, 4 × 128 33.0 → 32.5,
+// pythia-410m 8 × 128 60.7 → 55.5, 2 × 512 62.6 → 57.8; at the power limit, about 1700 MHz, 4 × 512 101.0 → 100.3; 1 × 512 31.8 → 33.8, 1 × 1024
+// 59.8 → 65.7. With 96 keys a step, and four stages of the product for the memory, 4 × 512 takes 96.2, with 128 99.5. In `hybrid`, where all
+// of the FFN's product may pass under it, 8 × 512 takes 183.5 (fused without 177), 1 × 2048 145. Two warpgroups would need registers that the
+// product does not leave.
 //
 // Tried on an H200 (TFLOP/s at head_dim 64, seq 8192, where this has 480 and cuDNN 478):
 //   The assembler moves the wait for P·V above the softmax. Keeping it below, so that a warpgroup's own softmax runs under its
@@ -77,7 +80,7 @@ struct Attention {
     static constexpr bool HALF = BLOCKS == 0;  // leaves a multiprocessor room for a block of a product
     static constexpr int REGISTERS = HALF ? 152 : WARPGROUPS == 4 ? 112 : WARPGROUPS == 3 ? 160 : WARPGROUPS == 2 ? 232 : BLOCKS == 2 ? 216 : 240;
     // Of those alone that the block was launched with, a multiple of 8 a thread: asking for more waits forever.
-    static constexpr int RESIDENT = HALF ? 1 : BLOCKS, BOUND = HALF ? 640 : THREADS;  // threads that would have as many registers each
+    static constexpr int RESIDENT = HALF ? 1 : BLOCKS, BOUND = HALF ? HALVES_THREADS : THREADS;  // that share its registers
     static constexpr int LAUNCHED = 65536 / RESIDENT / BOUND / 8 * 8;
     static_assert(PRODUCER_REGISTERS + WARPGROUPS * REGISTERS <= LAUNCHED * (WARPGROUPS + 1));
     // Operands lie in chunks of columns, swizzled as wide as a row of them is.

@@ -104,7 +104,7 @@ struct GemmTile {
     static constexpr int W_WARP = CONSUMERS * 4, A_WARP = W_WARP + 1;     // the producers
     // By halves a whole warpgroup gives registers to the consumers: two of its four warps are the producers, the others only do that.
     static constexpr int THREADS = CONSUMERS * 128 + (HALF ? 128 : 64);
-    static constexpr int BOUND = HALF ? 640 : THREADS;  // threads that would have as many registers each
+    static constexpr int BOUND = HALF ? HALVES_THREADS : THREADS;  // threads that share a multiprocessor's registers
     static constexpr int LAUNCHED = 65536 / BOUND / 8 * 8, PRODUCER_REGISTERS = 40, REGISTERS = 120;  // a thread, if HALF
     static_assert(!HALF || PRODUCER_REGISTERS + CONSUMERS * REGISTERS <= LAUNCHED * (CONSUMERS + 1));
     static constexpr int BLOCKS = CONSUMERS == 1 && WIDTH <= 128 ? 2 : 1;  // that a multiprocessor should hold
@@ -113,8 +113,8 @@ struct GemmTile {
     static constexpr int CHUNK_BYTES = CHUNK * 64 * ELEMENT_BYTES;
     // Of the boxes in which C leaves: the widest swizzled rows that fill the width.
     static constexpr int BOX = FREE_IS_M || WIDTH % 64 == 0 ? 64 : WIDTH % 32 == 0 ? 32 : 16;
-    // Whether there is a kernel for it: blocks that share K meet where M is free, and parts of K have neither turns nor halves.
-    static constexpr bool EXISTS = IS_SPLIT ? FREE_IS_M && !IN_TURN && !HALF : !LEAVES_SUMS || !(IN_TURN || HALF);
+    // Whether there is a kernel for it: blocks that share K meet where M is free, and parts of K have no turns.
+    static constexpr bool EXISTS = IS_SPLIT ? FREE_IS_M && !IN_TURN && !HALF : !LEAVES_SUMS || !IN_TURN;
     static constexpr int UNITS = BM / 8;  // groups of eight tokens
     static constexpr int UNIT_BYTES = 8 * 64 * ELEMENT_BYTES;
     static constexpr int PART_BYTES = 8 * 64 * 4;  // of a unit's sums, of one warpgroup

@@ -22,8 +22,8 @@ constexpr int GEMM_TILE_K = 64;  // 128-byte rows: eight 16-byte chunks, swizzle
 //
 // Block tile M×N; which of them is wgmma's free width, the other being its 64 rows once or twice; whether two consumer
 // warpgroups share a tile, take turns with whole tiles, or share one in the registers that attention by halves leaves; panels of
-// GEMM_TILE_K along K in a stage; rows (columns, where N is free) of C that one finishes at a time, and in how many buffers. A panel is (M+N)·128 bytes, and as many stages as fit are used. `why` says
-// N × M where it names shapes.
+// GEMM_TILE_K along K in a stage; rows (columns, where N is free) of C that one finishes at a time, and in how many buffers. A
+// panel is (M+N)·128 bytes, and as many stages as fit are used. `why` says N × M where it names shapes.
 //
 //     name       M    N  free consumers panels chunk buffers   why
 #define GEMM_SM90_TILES(X)                                                                                              \
@@ -71,8 +71,8 @@ constexpr int GEMM_MAX_PARTS = 8;  // of K
     X(256, 2, 16, 32)
 
 // ---- Attention on Hopper (attention_sm90.cu): name (head_dim, query rows × keys a step), head_dim, consumer warpgroups of 64
-// query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold, or 0: one, by halves, which leaves room for one of a
-// product (128x128h) beside it -------------------------------------------------------------------------------------------------
+// query rows, keys a step, stages of K or V, blocks that a multiprocessor should hold, or 0: one, by halves, which leaves room for
+// one of a product (128x128h) beside it ---------------------------------------------------------------------------------------
 //
 // At head_dim 64 four warpgroups, of which one always has products for the tensor cores: two reach 460 TFLOP/s at seq 8192 where
 // three reach 480. Wider heads need the registers of two. 64 query rows are for few queries, which then occupy more multiprocessors, or
@@ -93,3 +93,7 @@ constexpr int GEMM_MAX_PARTS = 8;  // of K
     X(d128_64x128, 128, 1, 128, 6, 1)                                                                                   \
     X(d256_128x80, 256, 2, 80, 4, 1)                                                                                    \
     X(d256_64x80, 256, 1, 80, 4, 1)
+
+// ---- By halves: threads of the two blocks that share a multiprocessor, attention's 256 and the product's 384. Each is launched
+// with as many registers a thread as if one block had all of them, 96, and its warpgroups deal these out anew. ------------------
+constexpr int HALVES_THREADS = 640;

@@ -47,7 +47,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use paf_cuda::config::Rotary;
-use paf_cuda::gpu::kernel::GemmVariant;
+use paf_cuda::gpu::kernel::{AttentionVariant, GemmVariant};
 use paf_cuda::gpu::{
     Batch, Branch, Device, Edges, Encoder, EncoderWeights, LayerProduct, Plan, Stream, Tensor, Workspace, device_count,
 };
@@ -179,6 +179,16 @@ fn resources(device: &Device, _: Design) -> Outcome {
         }
         if let Some(kernel) = kernels.iter().find(|kernel| kernel.local_bytes > 0) {
             return Err(format!("{kernel:?}").into());
+        }
+        // By halves, a block of either kernel has the registers of one multiprocessor.
+        let most = |name: &str| {
+            let of = kernels.iter().filter(|kernel| kernel.name.ends_with(name));
+            of.map(|kernel| kernel.threads * kernel.registers).max()
+        };
+        let halves = [most(" attention_d64_64x64"), most(" gemm_128x128h")];
+        let expected = if device.info().compute_capability == (9, 0) { 2 } else { 0 };
+        if halves.iter().flatten().count() != expected || halves.iter().flatten().sum::<u32>() > 65536 {
+            return Err(format!("registers of blocks by halves: {halves:?}").into());
         }
     }
     Ok(())
@@ -359,13 +369,18 @@ fn captured_of(device: &Device, layer: &LayerConfig) -> Outcome {
                 for (variant, in_parts) in [("sm90:32x64:share1x1:stages4", false), ("sm90:32x64:parts2:stages4", true)]
                 {
                     let variant: GemmVariant = variant.parse()?;
-                    cases.push((schedule, Plan::from(schedule).with_product(last, variant), in_parts));
+                    cases.push((schedule, Plan::from(schedule).with_product(last, variant), in_parts, 0));
                 }
             }
-            None => cases.push((schedule, schedule.into(), false)),
+            None => cases.push((schedule, schedule.into(), false, 0)),
+        }
+        // By halves attention begins when the kernel before it has ended, in each layer.
+        if schedule == Schedule::Fused && begins_early {
+            let by_halves = AttentionVariant::Sm90 { rows: 64, half: true };
+            cases.push((schedule, Plan::from(schedule).with_attention(by_halves), false, layers));
         }
     }
-    for (schedule, plan, in_parts) in cases {
+    for (schedule, plan, in_parts, late) in cases {
         let (nodes, all, programmatic) = match schedule {
             Schedule::Serial | Schedule::Fused => {
                 let sums_early = (schedule == Schedule::Fused || design == Design::SafPreNorm) && !in_parts;
@@ -393,7 +408,7 @@ fn captured_of(device: &Device, layer: &LayerConfig) -> Outcome {
                 (nodes, chained + layers + (layers - 1) + 2 * layers + gates, chained + gates)
             }
         };
-        let expected = (nodes, Edges { all, programmatic: if begins_early { programmatic } else { 0 } });
+        let expected = (nodes, Edges { all, programmatic: if begins_early { programmatic - late } else { 0 } });
         let graph = encoder.capture(stream, plan, batch, x, y, &mut workspace)?;
         let got = (graph.nodes()?, graph.edges()?);
         if got != expected {

@@ -10,7 +10,7 @@ use super::device::{Device, Stream};
 use super::gemm::{Count, Early, Meanwhile};
 use super::launch::Kernels;
 use super::memory::Matrix;
-use super::plan::MAX_ROWS_IN_PARTS;
+use super::plan::MAX_ROWS_ANYWHERE;
 use super::tiles::ATTENTION_TILES;
 use crate::config::{LayerConfig, Schedule};
 use crate::error::{Error, Result};
@@ -62,22 +62,34 @@ pub(super) fn planned(kernels: &Kernels, device: &Device, attention: &Attention)
         false => sm90.planned(device, attention),
     });
     Ok(match on_hopper {
-        Some(rows) => AttentionVariant::Sm90 { rows, half: false },
+        Some(tile) => sm90::variant(tile),
         None => AttentionVariant::Sm80 { rows: kernels.attention_sm80(device)?.planned(device, attention)? },
     })
 }
 
-/// What of the device this attention has while a product runs beside it.
-pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<Meanwhile> {
-    let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
-    Ok(match (variant, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows, half }, Some(sm90)) => sm90.takes(device, attention, rows, half),
-        _ => Meanwhile::default(),
-    })
+/// Hopper's kernel, and which row of its table of tiles this attention goes by; `None` if the portable one computes it.
+fn on_hopper<'a>(
+    kernels: &'a Kernels,
+    device: &Device,
+    attention: &Attention,
+) -> Result<Option<(&'a sm90::Sm90Attention, usize)>> {
+    match attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)? {
+        AttentionVariant::Sm80 { .. } => Ok(None),
+        variant @ AttentionVariant::Sm90 { rows, half } => {
+            let tile = sm90::tile(attention.head_dim, rows, half)?;
+            Ok(Some((hopper(kernels, variant)?, tile)))
+        }
+    }
 }
 
-/// Whether attention of that kind could be worth it for this batch: by halves only beside a product of the same stream, and where there are
-/// many rows and more tiles than multiprocessors.
+/// What of the device this attention has while a product runs beside it.
+pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<Meanwhile> {
+    let on_hopper = on_hopper(kernels, device, attention)?;
+    Ok(on_hopper.map_or_else(Meanwhile::default, |(sm90, tile)| sm90.takes(device, attention, tile)))
+}
+
+/// Whether attention of that kind could be worth it for this batch: by halves only beside a product of the same stream, which few rows end
+/// too soon, and where it has not too few tiles to leave a product whole multiprocessors.
 pub(super) fn is_worth_trying(
     device: &Device,
     attention: &Attention,
@@ -86,34 +98,25 @@ pub(super) fn is_worth_trying(
 ) -> bool {
     let AttentionVariant::Sm90 { rows, half: true } = variant else { return true };
     let tiles = attention.sequences.tiles(rows) * attention.heads;
-    let many = attention.sequences.rows > MAX_ROWS_IN_PARTS && tiles > device.info().multiprocessors as usize;
+    let many = attention.sequences.rows > MAX_ROWS_ANYWHERE && 2 * tiles > device.info().multiprocessors as usize;
     schedule == Schedule::Fused && many
 }
 
 /// Whether this attention waits for a count, see [`Attention::ready`], where there is one.
 pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<bool> {
-    let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
-    Ok(match (variant, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows, half }, Some(sm90)) => {
-            attention.overlap && sm90.gains_from_count(device, attention, rows, half)
-        }
-        _ => false,
-    })
+    let on_hopper = on_hopper(kernels, device, attention)?;
+    Ok(on_hopper.is_some_and(|(sm90, tile)| attention.overlap && sm90.gains_from_count(device, attention, tile)))
 }
 
 /// How this attention follows a wide product of whose `columns` first columns it reads: at once, if it would wait for their count.
 pub(super) fn follows(kernels: &Kernels, device: &Device, attention: &Attention, columns: usize) -> Result<Early> {
     let attention = Attention { overlap: true, beside: true, ..*attention };
-    let variant = attention.variant.map_or_else(|| planned(kernels, device, &attention), Ok)?;
-    match (variant, &kernels.attention_sm90) {
-        (AttentionVariant::Sm90 { rows, half }, Some(sm90))
-            if sm90.gains_from_count(device, &attention, rows, half) =>
-        {
-            let nanoseconds = sm90.takes_ns(device, &attention, rows)? as usize;
-            Ok(Early { columns, nanoseconds })
-        }
-        _ => Ok(Early::default()),
-    }
+    let on_hopper = on_hopper(kernels, device, &attention)?;
+    let early = on_hopper.filter(|(sm90, tile)| sm90.gains_from_count(device, &attention, *tile));
+    Ok(early.map_or_else(Early::default, |(sm90, tile)| Early {
+        columns,
+        nanoseconds: sm90.takes_ns(device, &attention, tile) as usize,
+    }))
 }
 
 /// Loads what a variant needs. An error if it cannot be had for heads of that width.
@@ -139,19 +142,18 @@ fn hopper(kernels: &Kernels, variant: AttentionVariant) -> Result<&sm90::Sm90Att
 /// As for [`gemm::launch`](super::gemm::launch).
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, attention: &Attention) -> Result<()> {
     attention.check()?;
-    let variant = match attention.variant {
-        Some(variant) => variant,
-        None => planned(kernels, stream.device(), attention)?,
-    };
+    let device = stream.device();
+    let variant = attention.variant.map_or_else(|| planned(kernels, device, attention), Ok)?;
     match variant {
         AttentionVariant::Sm80 { rows } => {
-            let sm80 = kernels.attention_sm80(stream.device())?;
+            let sm80 = kernels.attention_sm80(device)?;
             // SAFETY: shapes were checked; liveness is the caller's promise.
             unsafe { sm80.launch(stream, attention, rows) }
         }
         AttentionVariant::Sm90 { rows, half } => {
+            let tile = sm90::tile(attention.head_dim, rows, half)?;
             // SAFETY: as above.
-            unsafe { hopper(kernels, variant)?.launch(stream, attention, rows, half) }
+            unsafe { hopper(kernels, variant)?.launch(stream, attention, tile) }
         }
     }
 }

@@ -261,11 +261,6 @@ pub(super) fn settled(kernels: &Kernels, device: &Device, gemm: Gemm) -> Result<
     Ok(Gemm { variant: Some(variant), rotation, ..gemm })
 }
 
-/// Whether the product's kernel can wait for a count: of parts of K, which few rows have.
-pub(super) fn waits_for_count(kernels: &Kernels, device: &Device, gemm: &Gemm) -> Result<bool> {
-    Ok(matches!(gemm.variant(kernels, device)?, GemmVariant::Sm90 { cluster: Cluster::Parts { .. }, .. }))
-}
-
 /// Launches the product, and tells what the next kernels may wait for of `ready` instead of its end, if its kernel can count.
 ///
 /// # Safety
@@ -356,6 +351,11 @@ fn no_activation(act: HiddenAct) -> Error {
 }
 
 impl Gemm {
+    /// Whether the kernel of a [settled](settled) product can wait for a count: of parts of K, which few rows have.
+    pub(super) fn waits_for_count(&self) -> bool {
+        matches!(self.variant, Some(GemmVariant::Sm90 { cluster: Cluster::Parts { .. }, .. }))
+    }
+
     /// The one that was asked for, or the planner's choice.
     fn variant(&self, kernels: &Kernels, device: &Device) -> Result<GemmVariant> {
         if let Some(variant) = self.variant {

@@ -7,6 +7,7 @@ mod choice;
 mod measured;
 mod search;
 
+use super::attention::sm90;
 use super::gemm::sm90::Room;
 use super::gemm::{Cluster, Early, GemmVariant, Meanwhile};
 use super::norm::NormKernel;
@@ -21,6 +22,10 @@ pub use measured::{Planned, Planner, Timed};
 /// Rows up to which products may leave sums of parts of K to a join: more fill the device without, and the sums, four bytes an
 /// element and part, take more time to read than they save.
 pub(super) const MAX_ROWS_IN_PARTS: usize = 1024;
+
+/// Rows up to which it does not matter where the blocks of parts of K lie. More rows are several blocks that read the same weights, and
+/// these want to be neighbours: what gets blocks in early, or in pairs, scatters them.
+pub(super) const MAX_ROWS_ANYWHERE: usize = 256;
 
 /// Tile rows that walk over N together, so that they share their W tiles in L2.
 pub(super) const GROUP_M: usize = 8;
@@ -191,9 +196,7 @@ pub(super) fn sm90_variants(m: usize, steps: usize, shared_bytes: usize) -> impl
             // Narrower tiles than there are rows would read each part of W again.
             Cluster::Split(split) => row.splits() && row.m >= m.min(128) && m <= row.m * 8 && split * 2 <= steps,
             // Pairs share A, which the kernel before has just written: reads that are saved may count more than instructions here.
-            Cluster::Parts { parts, .. } => {
-                !row.in_turn && !row.half && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps
-            }
+            Cluster::Parts { parts, .. } => !row.in_turn && row.m >= m.min(128) && m <= row.m * 8 && parts * 2 <= steps,
         });
         clusters.flat_map(move |cluster| {
             let most = row.stages_in(shared_bytes, cluster);
@@ -357,9 +360,7 @@ pub(super) fn attention_sm90(
         let count = tiles(ATTENTION_SM90_TILES[index].rows());
         sm90_attention_ns(index, count, seq_len, causal, multiprocessors)
     };
-    (0..ATTENTION_SM90_TILES.len())
-        .filter(|&index| ATTENTION_SM90_TILES[index].head_dim == head_dim && !ATTENTION_SM90_TILES[index].half())
-        .min_by(|&a, &b| cost_ns(a).total_cmp(&cost_ns(b)))
+    sm90::of_width(head_dim, false).min_by(|&a, &b| cost_ns(a).total_cmp(&cost_ns(b)))
 }
 
 /// Whether kernels of a schedule begin before the one before them on their stream has ended. Of two streams, one's blocks that only

@@ -32,7 +32,7 @@
 //! it reads weights meanwhile, and waits before it reads anything else or writes. One that follows an event waits in full. Attention
 //! after a wide product begins when Q, K and V are there, while that still makes the FFN's columns, and so runs beside both of the
 //! FFN's products. In `fused` the product after it begins when the wide one has ended, or, of few rows in parts of K, is launched with
-//! attention and waits for a count of that end: its weights then come as the wide product's blocks leave. Attention by halves, for many rows,
+//! attention and waits for a count of that end: its weights then come as the wide product's blocks leave. Attention by halves, for more rows,
 //! begins at that end alone, and the product after it as soon as its blocks have: each multiprocessor then has one of both.
 //!
 //! Tried on an H200 with RoBERTa-large, ms for 24 layers as a graph, and left:
@@ -252,8 +252,10 @@ impl Run<'_> {
                     // The FFN's part of K first: attention's time passes under it.
                     let both = Gemm::new(inner, layer.w_2, layer.b_out, Then::Bias, sum);
                     let second = Some((context, layer.w_o));
-                    let both = Gemm { second, meanwhile: self.attention_takes()?, ..both };
-                    let end = self.begins_with_attention(attention, &both)?.then_some(self.counters.done);
+                    let (variant, sums) = (self.plan.product(LayerProduct::WideSecond), self.scratch.sums);
+                    let both = Gemm { second, meanwhile: self.attention_takes()?, variant, sums, ..both };
+                    let both = gemm::settled(self.kernels, attention.stream.device(), both)?;
+                    let end = self.begins_with_attention(attention, &both).then_some(self.counters.done);
                     let made = self.first_products(attention, layer, inputs, wide, end)?;
                     // Before attention, so that what makes `inner` is still what ends before attention, or the rotation before it.
                     self.gate(attention)?;
@@ -347,15 +349,10 @@ impl Run<'_> {
     }
 
     /// Whether the product after attention is launched as soon as that is, and waits for a count of the wide product's end: of few rows.
-    fn begins_with_attention(&self, lane: &Lane<'_>, gemm: &Gemm) -> Result<bool> {
-        const MOST_ROWS: usize = 256;
-        let (variant, sums) = (self.plan.product(LayerProduct::WideSecond), self.scratch.sums);
-        let of_attention = matches!(self.attention.variant, Some(AttentionVariant::Sm90 { .. }));
-        Ok(lane.overlaps
-            && !self.config.gated
-            && self.batch.shape().rows() <= MOST_ROWS
-            && of_attention
-            && gemm::waits_for_count(self.kernels, lane.stream.device(), &Gemm { variant, sums, ..*gemm })?)
+    fn begins_with_attention(&self, lane: &Lane<'_>, gemm: &Gemm) -> bool {
+        let of_attention = matches!(self.attention.variant, Some(AttentionVariant::Sm90 { half: false, .. }));
+        let few = self.batch.shape().rows() <= plan::MAX_ROWS_ANYWHERE;
+        lane.overlaps && !self.config.gated && few && of_attention && gemm.waits_for_count()
     }
 
     /// What attention has of the device while a product runs beside it.
@@ -425,7 +422,7 @@ impl Run<'_> {
         Ok(Qkv { to_rotate, counted })
     }
 
-    /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster.
+    /// The product plus `residual`, to be joined: in its C, or in parts where the planner finds that faster, if it is not settled yet.
     unsafe fn product_for_join(
         &self,
         lane: &Lane<'_>,
@@ -433,7 +430,7 @@ impl Run<'_> {
         gemm: Gemm,
         residual: Matrix,
     ) -> Result<Sum> {
-        let (sums, variant) = (self.scratch.sums, self.plan.product(product));
+        let (sums, variant) = (self.scratch.sums, gemm.variant.or(self.plan.product(product)));
         let gemm = Gemm { variant, then: Then::Residual(residual), overlap: lane.overlap(), ..gemm };
         observe_next(product, &gemm);
         // SAFETY: the caller's promise (see `forward`), passed on; no kernel of a call writes weights or biases.

@@ -1,10 +1,7 @@
-//! The tables of kernels/tiles.cuh, as the build script read them.
+//! The tables and constants of kernels/tiles.cuh, as the build script read them.
 
 use super::gemm::Cluster;
 use crate::config::Rotary;
-
-/// Elements along K in a stage of either GEMM.
-pub(crate) const GEMM_TILE_K: usize = 64;
 
 /// One row of `GEMM_SM80_TILES`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,12 +25,6 @@ impl Sm80GemmTile {
         (self.stages * (self.m + self.n) * GEMM_TILE_K * 2) as u32
     }
 }
-
-/// Most stages of the Hopper GEMM, as in kernels/tiles.cuh.
-pub(crate) const GEMM_MAX_STAGES: usize = 16;
-
-/// Most parts of K, as in kernels/tiles.cuh.
-pub(crate) const GEMM_MAX_PARTS: usize = 8;
 
 /// The side of a tile that is wgmma's free width; the other is its 64 rows, once for each consumer warpgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

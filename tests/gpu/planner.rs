@@ -141,15 +141,24 @@ fn portable(device: &Device, design: Design) -> Outcome {
     Ok(())
 }
 
-/// Attention and the product beside it share each multiprocessor, in each way to launch that product.
-fn plans_by_halves() -> Result<Vec<Plan>, Error> {
+/// Attention and the product beside it share each multiprocessor, that product launched in each of these ways.
+fn by_halves(ways: &[&str]) -> Result<Vec<Plan>, Error> {
     let fused = Plan::from(Schedule::Fused).with_attention(BY_HALVES);
-    let products =
-        ["share1x1:stages5", "share2x1:stages5", "share1x2:stages4"].map(|way| format!("sm90:128x128h:{way}"));
-    products.iter().map(|name| Ok(fused.with_product(LayerProduct::WideSecond, name.parse::<GemmVariant>()?))).collect()
+    let product = |way: &&str| format!("sm90:128x128h:{way}").parse::<GemmVariant>();
+    ways.iter().map(|way| Ok(fused.with_product(LayerProduct::WideSecond, product(way)?))).collect()
 }
 
-/// More tiles of both than an H100 or H200 has multiprocessors.
+const WHOLE: [&str; 3] = ["share1x1:stages5", "share2x1:stages5", "share1x2:stages4"];
+/// Of few rows.
+const IN_PARTS: [&str; 3] = ["parts2:stages5", "parts3:stages2", "parts4-share2x1:stages4"];
+
+/// More tiles of attention than an H100 or H200 has multiprocessors.
+fn short() -> Result<BatchShape, Error> {
+    let lengths = (0..140).map(|i| 7 - i % 7).collect();
+    BatchShape::new(140, 7)?.with_lengths(lengths)
+}
+
+/// More tiles of either kernel.
 fn many_rows() -> Result<BatchShape, Error> {
     let lengths = (0..140).map(|i| 130 - i % 70).collect();
     BatchShape::new(140, 130)?.with_lengths(lengths)
@@ -161,8 +170,10 @@ fn halves(device: &Device, design: Design) -> Outcome {
     let alone = "sm90:128x128:share1x1:stages6".parse::<GemmVariant>()?;
     let alone = Plan::from(Schedule::Fused).with_attention(BY_HALVES).with_product(LayerProduct::WideSecond, alone);
     let estimated = Plan::from(Schedule::Fused).with_attention(BY_HALVES);
-    for shape in [BatchShape::new(1, 50)?, shape()?, many_rows()?] {
-        for plan in plans_by_halves()?.into_iter().chain([alone, estimated]) {
+    let any = [by_halves(&WHOLE)?, vec![alone, estimated]].concat();
+    let few = [any.clone(), by_halves(&IN_PARTS)?].concat();
+    for (shape, plans) in [(BatchShape::new(1, 50)?, &few), (shape()?, &few), (short()?, &few), (many_rows()?, &any)] {
+        for &plan in plans {
             checked.check_on(plan, false, &shape)?;
             checked.check_on(plan, true, &shape)?;
         }
@@ -172,8 +183,12 @@ fn halves(device: &Device, design: Design) -> Outcome {
 
 fn halves_race(device: &Device, design: Design) -> Outcome {
     let layer = LayerConfig { design, ..LayerConfig::new(128, 2, 512)? };
-    let [first, ..] = plans_by_halves()?[..] else { return Err("there is no such plan".into()) };
-    race_on(device, &layer, first, &many_rows()?)
+    for (way, shape) in [(WHOLE[0], many_rows()?), (IN_PARTS[0], short()?)] {
+        for plan in by_halves(&[way])? {
+            race_on(device, &layer, plan, &shape)?;
+        }
+    }
+    Ok(())
 }
 
 fn damaged(device: &Device, design: Design) -> Outcome {

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Attention, no_such_rows};
+use super::{Attention, AttentionVariant, no_such_rows};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::gpu::batch::Sequences;
@@ -63,23 +63,24 @@ impl Sm90Attention {
         self.functions.iter()
     }
 
-    /// Query rows of the tile that the planner chooses; `None` where there is none for the head's width.
+    /// The row of [`ATTENTION_SM90_TILES`] that the planner chooses; `None` where there is none for the head's width.
     pub(super) fn planned(&self, device: &Device, attention: &Attention) -> Option<usize> {
         let &Attention { sequences, heads, head_dim, causal, .. } = attention;
         let tiles = |rows| heads * sequences.tiles(rows);
         plan::attention_sm90(head_dim, tiles, sequences.seq_len, causal, device.info().multiprocessors as usize)
-            .map(|index| ATTENTION_SM90_TILES[index].rows())
     }
 
-    /// Query rows of the tile for attention beside a product; `None` if each would have most of the device. The smallest of which there
+    /// The tile for attention beside a product; `None` if each would have most of the device. The smallest of which there
     /// are at most a quarter as many as multiprocessors; else the largest that leaves half of these to the product. Tiles that would be
     /// mostly empty are none. On an H100, against always the largest: RoBERTa-large at 1 × 256 0.599 ms → 0.561, at 1 × 128 0.478 → 0.472,
     /// GPT-J at 1 × 128 4.75 → 4.59.
     pub(super) fn planned_beside(&self, device: &Device, attention: &Attention) -> Option<usize> {
-        let &Attention { sequences: Sequences { batch, seq_len, .. }, heads, head_dim, .. } = attention;
+        let seq_len = attention.sequences.seq_len;
         let multiprocessors = device.info().multiprocessors as usize;
-        let useful = || tiles(head_dim, false).filter(|&rows| rows <= seq_len.next_multiple_of(64));
-        let at_most = |most: usize| move |&rows: &usize| batch * seq_len.div_ceil(rows) * heads <= most;
+        let of = |tile: usize| &ATTENTION_SM90_TILES[tile];
+        let rows = seq_len.next_multiple_of(64);
+        let useful = || of_width(attention.head_dim, false).filter(move |&tile| of(tile).rows() <= rows);
+        let at_most = |most: usize| move |&tile: &usize| tiles_of(attention, of(tile)) <= most;
         useful().filter(at_most(multiprocessors / 4)).last().or_else(|| useful().find(at_most(multiprocessors / 2)))
     }
 
@@ -87,24 +88,22 @@ impl Sm90Attention {
     /// they are kept apart otherwise, about one a multiprocessor.
     /// They would crowd where the product's blocks end first. Such plans of RoBERTa-large took a sixth longer at 4 × 128 and 1 × 512 in
     /// the run that counted for them too, though other choices had changed as well.
-    pub(super) fn gains_from_count(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> bool {
-        let Sequences { batch, seq_len, .. } = attention.sequences;
-        !half && !fills_by_half(batch * seq_len.div_ceil(rows) * attention.heads, device)
+    pub(super) fn gains_from_count(&self, device: &Device, attention: &Attention, tile: usize) -> bool {
+        let tile = &ATTENTION_SM90_TILES[tile];
+        !tile.half() && !fills_by_half(tiles_of(attention, tile), device)
     }
 
     /// What attention in that tile, not by halves, takes, all of it, ns.
-    pub(super) fn takes_ns(&self, device: &Device, attention: &Attention, rows: usize) -> Result<f64> {
-        let &Attention { sequences: Sequences { batch, seq_len, .. }, heads, head_dim, causal, .. } = attention;
-        let tiles = batch * seq_len.div_ceil(rows) * heads;
+    pub(super) fn takes_ns(&self, device: &Device, attention: &Attention, tile: usize) -> f64 {
+        let tiles = tiles_of(attention, &ATTENTION_SM90_TILES[tile]);
         let multiprocessors = device.info().multiprocessors as usize;
-        Ok(plan::sm90_attention_ns(tile(head_dim, rows, false)?, tiles, seq_len, causal, multiprocessors))
+        plan::sm90_attention_ns(tile, tiles, attention.sequences.seq_len, attention.causal, multiprocessors)
     }
 
     /// # Safety
     /// As [`super::launch`]; `attention` has been checked.
-    pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, rows: usize, half: bool) -> Result<()> {
-        let &Attention { qkv, out, log_sum_exp, sequences, heads, head_dim, causal, overlap, .. } = attention;
-        let index = tile(head_dim, rows, half)?;
+    pub(super) unsafe fn launch(&self, stream: &Stream, attention: &Attention, index: usize) -> Result<()> {
+        let &Attention { qkv, out, log_sum_exp, sequences, heads, causal, overlap, .. } = attention;
         let tile = &ATTENTION_SM90_TILES[index];
         let device = stream.device();
         let map = |rows| TensorMap::new(device, self.dtype, &qkv, (tile.chunk(), rows));
@@ -133,7 +132,7 @@ impl Sm90Attention {
             padding: [0; 8],
         };
         // Blocks are persistent: as many as find a place.
-        let tiles = sequences.batch * sequences.seq_len.div_ceil(rows) * heads;
+        let tiles = tiles_of(attention, tile);
         if tiles > i32::MAX as usize / 2 {
             let expected = format!("at most {}", i32::MAX / 2);
             return Err(Error::mismatch(
@@ -145,7 +144,7 @@ impl Sm90Attention {
         }
         // By halves, blocks go one to each multiprocessor only where the kernel before has left them all: two on one would leave no room for
         // the product's.
-        let overlap = overlap && !half;
+        let overlap = overlap && !tile.half();
         let places = device.info().multiprocessors as usize * tile.blocks.max(1);
         let grid = Grid { overlap, ..Grid::new(tiles.min(places), 1) };
         let apart = overlap && fills_by_half(tiles, device);
@@ -157,14 +156,12 @@ impl Sm90Attention {
     /// What a product must leave of the device, so that its blocks run beside those of `attention`, overlapped: multiprocessors
     /// where attention has few blocks, part of each where it has about as many and leaves it registers, or goes by halves, else
     /// nothing.
-    pub(super) fn takes(&self, device: &Device, attention: &Attention, rows: usize, half: bool) -> Meanwhile {
-        let Ok(index) = tile(attention.head_dim, rows, half) else { return Meanwhile::default() };
+    pub(super) fn takes(&self, device: &Device, attention: &Attention, index: usize) -> Meanwhile {
         let tile = &ATTENTION_SM90_TILES[index];
-        let Sequences { batch, seq_len, .. } = attention.sequences;
-        let tiles = batch * seq_len.div_ceil(rows) * attention.heads;
+        let tiles = tiles_of(attention, tile);
         // Each block costs a kilobyte beside, of which the limit of one block has deducted its own.
-        if half {
-            return Meanwhile { spare_bytes: tile.shared_bytes() as usize + 1024, half, ..Meanwhile::default() };
+        if tile.half() {
+            return Meanwhile { spare_bytes: tile.shared_bytes() as usize + 1024, half: true, ..Meanwhile::default() };
         }
         let spare_bytes =
             if tile.blocks == 2 && fills_by_half(tiles, device) { apart_bytes(tile) as usize + 1024 } else { 0 };
@@ -172,9 +169,16 @@ impl Sm90Attention {
         if !few {
             return Meanwhile { spare_bytes, ..Meanwhile::default() };
         }
-        let nanoseconds = plan::sm90_attention_tile_ns(index, seq_len, attention.causal, false) as usize;
+        let nanoseconds =
+            plan::sm90_attention_tile_ns(index, attention.sequences.seq_len, attention.causal, false) as usize;
         Meanwhile { spare_bytes, multiprocessors: tiles, nanoseconds, half: false }
     }
+}
+
+/// Tiles of all heads, if all sequences were as long as the longest.
+fn tiles_of(attention: &Attention, tile: &Sm90AttentionTile) -> usize {
+    let Sequences { batch, seq_len, .. } = attention.sequences;
+    batch * seq_len.div_ceil(tile.rows()) * attention.heads
 }
 
 /// Whether one tile a multiprocessor is what most of them get. Where blocks begin early they would else crowd, in pairs, on the
@@ -189,16 +193,22 @@ fn apart_bytes(tile: &Sm90AttentionTile) -> u32 {
     tile.shared_bytes().max(plan::SM90_TWO_BLOCKS_BYTES as u32 + 512)
 }
 
-/// The row of [`ATTENTION_SM90_TILES`] for heads of that width with so many query rows, by halves or not.
-pub(super) fn tile(head_dim: usize, rows: usize, half: bool) -> Result<usize> {
-    let is_it = |tile: &Sm90AttentionTile| (tile.head_dim, tile.rows(), tile.half()) == (head_dim, rows, half);
-    let index = ATTENTION_SM90_TILES.iter().position(is_it);
-    let what = if half { "query rows by halves" } else { "query rows" };
-    index.ok_or_else(|| no_such_rows(what, rows, head_dim, tiles(head_dim, half)))
+/// The rows of [`ATTENTION_SM90_TILES`] for a head width, by halves or not, most query rows first; none where there is no kernel for it.
+pub(in crate::gpu) fn of_width(head_dim: usize, half: bool) -> impl Iterator<Item = usize> {
+    let of = |tile: usize| &ATTENTION_SM90_TILES[tile];
+    (0..ATTENTION_SM90_TILES.len()).filter(move |&tile| (of(tile).head_dim, of(tile).half()) == (head_dim, half))
 }
 
-/// Query rows of the tiles for a head width, by halves or not, most first; none where there is no kernel for it.
-pub(in crate::gpu) fn tiles(head_dim: usize, half: bool) -> impl Iterator<Item = usize> {
-    let of = move |tile: &&Sm90AttentionTile| (tile.head_dim, tile.half()) == (head_dim, half);
-    ATTENTION_SM90_TILES.iter().filter(of).map(|tile| tile.rows())
+/// The one of them with so many query rows.
+pub(super) fn tile(head_dim: usize, rows: usize, half: bool) -> Result<usize> {
+    let what = if half { "query rows by halves" } else { "query rows" };
+    let rows_of = |tile: usize| ATTENTION_SM90_TILES[tile].rows();
+    let found = of_width(head_dim, half).find(|&tile| rows_of(tile) == rows);
+    found.ok_or_else(|| no_such_rows(what, rows, head_dim, of_width(head_dim, half).map(rows_of)))
+}
+
+/// What goes by that row.
+pub(in crate::gpu) const fn variant(tile: usize) -> AttentionVariant {
+    let tile = &ATTENTION_SM90_TILES[tile];
+    AttentionVariant::Sm90 { rows: tile.rows(), half: tile.half() }
 }

@@ -19,8 +19,8 @@ pub enum AttentionVariant {
         /// Query rows of a block.
         rows: usize,
         /// By halves: one block on each multiprocessor, small enough for one of a product beside it (tile `128x128h`), begun when the kernel
-        /// before has ended, whatever `overlap` says. Of 64 rows and heads of 64; worth it in `fused`, where tokens are many and sequences
-        /// short.
+        /// before has ended, whatever `overlap` says. Of 64 rows and heads of 64; worth it in `fused`, from about 500 tokens
+        /// on in short sequences.
         half: bool,
     },
 }

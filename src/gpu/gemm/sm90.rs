@@ -55,7 +55,7 @@ impl Ends {
     const fn has(self, tile: &Sm90GemmTile) -> bool {
         match self {
             Self::Split => tile.splits(),
-            Self::Sums => !tile.in_turn && !tile.half,
+            Self::Sums => !tile.in_turn,
             Self::Linear | Self::Gelu | Self::GeluNew | Self::Relu => true,
         }
     }
@@ -361,7 +361,7 @@ fn divisor(of: usize) -> u64 {
 /// seems to have lost 4 % by the one that is, 128×224. Clusters of four and eight for the place: fused 1 × 128 19.3 and 19.5, 1 × 512
 /// 33.4 → 38 to 39. Attention's blocks in pairs: no difference.
 fn in_pairs(cluster: Cluster, m: usize, blocks: usize, pairs: usize) -> bool {
-    let most_rows = if cluster.parts() == 1 { 512 } else { 256 };
+    let most_rows = if cluster.parts() == 1 { 512 } else { plan::MAX_ROWS_ANYWHERE };
     cluster.blocks() == 1 && m <= most_rows && blocks.is_multiple_of(2) && blocks / 2 <= pairs
 }
 

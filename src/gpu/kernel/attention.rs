@@ -63,8 +63,7 @@ impl<'a> Attention<'a> {
 pub fn attention_variants(device: &Device, head_dim: usize) -> Vec<AttentionVariant> {
     let fits = |tile: &&AttentionTile| tile.shared_bytes() <= device.info().shared_bytes_per_block;
     let portable = sm80::tiles(head_dim).filter(fits).map(|tile| AttentionVariant::Sm80 { rows: tile.rows() });
-    let of = |half| sm90::tiles(head_dim, half).map(move |rows| AttentionVariant::Sm90 { rows, half });
-    let hopper = [false, true].into_iter().flat_map(of);
+    let hopper = [false, true].into_iter().flat_map(|half| sm90::of_width(head_dim, half).map(sm90::variant));
     portable.chain(hopper.filter(|_| device.uses_hopper_kernels())).collect()
 }
 

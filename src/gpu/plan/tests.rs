@@ -1,4 +1,5 @@
 use super::*;
+use crate::gpu::tiles::HALVES_THREADS;
 
 #[test]
 fn large_products_take_large_tiles_and_small_ones_small() {
@@ -56,6 +57,14 @@ fn tiles_by_halves_are_for_what_runs_beside_attention_by_halves() {
         assert!(!ranked.is_empty() && ranked.iter().all(|variant| is_half(variant) == half), "{ranked:?}");
         let stages = |&variant: &GemmVariant| matches!(variant, GemmVariant::Sm90 { stages: 5.., .. });
         assert!(ranked.iter().any(stages), "{ranked:?}");
+        // In parts of K too, where that is allowed.
+        for parts in [false, true] {
+            let ranked = ranked_gemm_sm90(1024, 1024, 80, Limits { parts, ..limits }, &ROOM);
+            let in_parts =
+                |variant: &GemmVariant| matches!(variant, GemmVariant::Sm90 { cluster, .. } if cluster.parts() > 1);
+            assert!(ranked.iter().all(|variant| is_half(variant) == half), "{ranked:?}");
+            assert_eq!(ranked.iter().any(in_parts), parts, "{ranked:?}");
+        }
         // There is one for any number of rows.
         for (m, n) in [(1, 1024), (17, 64), (64, 4096), (65, 8)] {
             assert_eq!(is_half(&gemm_sm90(m, n, 80, limits, &ROOM)), half, "{m} × {n}");
@@ -65,9 +74,8 @@ fn tiles_by_halves_are_for_what_runs_beside_attention_by_halves() {
     let product = GEMM_SM90_TILES.iter().find(|tile| tile.half).unwrap();
     let bytes = product.shared_bytes(5, Cluster::Share { n: 1, m: 1 }) + attention.shared_bytes() as usize;
     assert!(bytes + 2 * 1024 <= 228 * 1024, "{bytes}");
-    // And the registers, 96 a thread each; warps come in fours.
-    let threads: u32 = GEMM_SM90_TILES.iter().filter(|tile| tile.half).map(|tile| tile.threads()).sum();
-    assert!((threads + attention.threads()) * 96 <= 65536);
+    // And, of registers, what a block of all their threads would have.
+    assert_eq!((product.threads() + attention.threads()) as usize, HALVES_THREADS);
 }
 
 #[test]

@@ -16,6 +16,7 @@ fn what_the_kernel_cannot_do_is_refused() {
         "sm90:128x128:parts8-share2x1:stages6",
         "sm90:128x128t:share2x1:stages6",
         "sm90:128x128h:share2x1:stages5",
+        "sm90:128x128h:parts2:stages5",
     ] {
         checked(good, [8, 2]).unwrap();
     }
@@ -27,7 +28,6 @@ fn what_the_kernel_cannot_do_is_refused() {
         ("sm90:128x64:split8:stages4", [4, 2], "split of K"),
         ("sm90:128x128t:parts2:stages4", [8, 2], "none for tile 128x128t"),
         ("sm90:128x128h:split2:stages3", [8, 2], "none for tile 128x128h"),
-        ("sm90:128x128h:parts2:stages4", [8, 2], "none for tile 128x128h"),
         ("sm90:128x64:parts1:stages4", [8, 2], "parts of K"),
         ("sm90:128x64:parts9:stages4", [80, 2], "parts of K"),
         ("sm90:128x64:parts0:stages4", [8, 2], "parts of K"),
