@@ -107,6 +107,8 @@ pub mod ffi;
 pub mod gpu;
 #[cfg(feature = "cli")]
 pub mod measure;
+#[cfg(any(feature = "cli", feature = "cuda"))]
+mod turns;
 pub mod verify;
 pub mod weights;
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::report::Machine;
 use super::roofline::{self, Ceilings};
-use super::speedup::{Choice, Mode, Variant};
+use super::speedup::{Asked, Choice, Mode, Variant};
 use super::timing::{Candidate, Effort, Sampled, observe};
 use super::{machine, plant};
 use crate::config::{BatchShape, EncoderConfig, Schedule};
@@ -65,7 +65,7 @@ pub(super) trait Backend {
     fn machine(&self) -> Machine;
     fn ceilings(&self) -> Result<Ceilings>;
     /// The first layers of `config` (at most [`ORACLE_LAYERS`]) against the oracle.
-    fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison>;
+    fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, asked: &Asked) -> Result<Comparison>;
     /// Checks that variants which should agree bitwise do, then samples all of them, and the others after them, µs.
     fn measure(&self, variants: &[(Variant, EncoderConfig)], shape: &BatchShape, turns: Turns<'_>) -> Result<Sampled>;
 }
@@ -163,9 +163,9 @@ impl Backend for Cpu {
         Ok(roofline::of_cpu())
     }
 
-    fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison> {
+    fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, asked: &Asked) -> Result<Comparison> {
         let config = EncoderConfig { num_hidden_layers: self.first_layers.len(), ..config.clone() };
-        verify::cpu::stack(config, self.first_layers.clone(), plan.schedule(), shape, self.seed)
+        verify::cpu::stack(config, self.first_layers.clone(), plan.schedule(), &asked.some, self.seed)
     }
 
     fn measure(&self, variants: &[(Variant, EncoderConfig)], shape: &BatchShape, turns: Turns<'_>) -> Result<Sampled> {
@@ -263,10 +263,10 @@ mod gpu {
             config: &EncoderConfig,
             block: Option<Branch>,
             plan: Plan,
-            shape: &BatchShape,
+            Asked { whole, first_row, some }: &Asked,
         ) -> Result<Comparison> {
             let config = EncoderConfig { num_hidden_layers: self.oracle.depth(), ..config.clone() };
-            self.oracle.check(&self.stack(&config, block)?, plan, false, shape)
+            self.oracle.check_within(&self.stack(&config, block)?, plan, false, whole, *first_row, some)
         }
     }
 
@@ -304,8 +304,8 @@ mod gpu {
             roofline::of_device(&self.device)
         }
 
-        fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, shape: &BatchShape) -> Result<Comparison> {
-            self.check_some_against_oracle(config, None, plan, shape)
+        fn check_against_oracle(&self, config: &EncoderConfig, plan: Plan, asked: &Asked) -> Result<Comparison> {
+            self.check_some_against_oracle(config, None, plan, asked)
         }
 
         fn measure(

@@ -2,10 +2,10 @@
 
 mod experiment;
 
-pub(super) use experiment::Beside;
+pub(super) use experiment::{Asked, Beside};
 pub use experiment::{Experiment, Step};
 #[cfg(feature = "cuda")]
-pub(super) use experiment::{PLAN_BUDGET, few_tokens};
+pub(super) use experiment::{ORACLE_TOKENS, PLAN_BUDGET};
 
 use super::backend::{Branch, Plan};
 use super::report;

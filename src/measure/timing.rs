@@ -6,6 +6,7 @@ use super::plant;
 use super::report::{DeviceState, percent};
 use super::statistics::Median;
 use crate::error::Result;
+use crate::turns;
 
 /// How long to sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,8 +57,8 @@ impl Effort {
 /// Something to time: runs once and says how many µs that took.
 pub type Candidate<'a> = Box<dyn FnMut() -> Result<f64> + 'a>;
 
-/// Samples of each candidate, µs, one a round. Each round runs every candidate once, and begins with another one than the
-/// round before, so that neither drift nor a neighbour's after-effects favour anyone.
+/// Samples of each candidate, µs, one a round. Each round runs every candidate once, in a random order, so that neither drift nor a
+/// neighbour's after-effects favour anyone.
 ///
 /// To stop when an interval happens to look narrow favours intervals that came out too narrow. So whether the noise is as low as
 /// [`Effort::noise`] asks is looked at rarely: after the fewest rounds, then after half as many again, and so on, eight looks from 11
@@ -82,8 +83,7 @@ pub fn interleave(
         if made.is_some_and(|made| made >= effort.min_rounds) && started.elapsed() >= effort.budget {
             break;
         }
-        for i in 0..candidates.len() {
-            let i = (i + round) % candidates.len();
+        for i in turns::order(candidates.len(), round) {
             let sample = candidates[i]()?;
             if made.is_some() {
                 samples[i].push(sample);
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_interleave_and_rotate() {
+    fn rounds_interleave_in_random_order() {
         let order = RefCell::new(String::new());
         let candidate = |name: char| -> Candidate<'_> {
             let order = &order;
@@ -149,7 +149,8 @@ mod tests {
         let mut candidates = [candidate('a'), candidate('b'), candidate('c')];
         let effort = Effort { warm_up_rounds: 1, min_rounds: 3, max_rounds: 100, budget: Duration::ZERO, noise: None };
         let samples = interleave(&mut candidates, effort, |_| ()).unwrap();
-        assert_eq!(*order.borrow(), "abcbcacababc");
+        let expected = (0..4).flat_map(|round| turns::order(3, round)).map(|i| ['a', 'b', 'c'][i]);
+        assert_eq!(*order.borrow(), expected.collect::<String>());
         assert_eq!(samples, [[97.0; 3], [98.0; 3], [99.0; 3]]);
     }
 

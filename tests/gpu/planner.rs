@@ -31,6 +31,7 @@ pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
     add("planner: another device's plans are not used".into(), foreign, design);
     add("planner: without time every schedule is measured once".into(), hurried, design);
     add("planner: another device's batch is refused".into(), refused, design);
+    add("oracle: asked about the last sequence of a batch, and not about another".into(), within, design);
     add(
         "plan: variants that cannot be are refused before anything is launched".into(),
         refused_variants,
@@ -74,6 +75,20 @@ impl Checked {
         let encoder = Encoder::new(&self.config, self.weights.clone())?;
         self.oracle.check(&encoder, plan, graph, shape).map(drop).map_err(|error| format!("{plan}: {error}").into())
     }
+}
+
+fn within(device: &Device, design: Design) -> Outcome {
+    let Checked { config, oracle, weights } = Checked::new(device, design)?;
+    let encoder = Encoder::new(&config, weights)?;
+    let whole = BatchShape::new(3, 200)?.with_lengths(vec![200, 90, 70])?;
+    let asked = BatchShape::new(1, 70)?;
+    for graph in [false, true] {
+        oracle.check_within(&encoder, Schedule::Fused, graph, &whole, 400, &asked)?;
+        // The one in the middle sees more keys.
+        let result = oracle.check_within(&encoder, Schedule::Fused, graph, &whole, 200, &asked);
+        check(matches!(result, Err(Error::Verification(_))), || format!("{result:?}"))?;
+    }
+    Ok(())
 }
 
 fn candidates(device: &Device, design: Design) -> Outcome {

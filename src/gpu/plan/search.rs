@@ -7,6 +7,7 @@ use super::choice::{LayerProduct, Plan};
 use super::measured::Timed;
 use crate::config::Schedule;
 use crate::error::Result;
+use crate::turns;
 
 /// A schedule as slow as that beside the best, its kernels being estimated, may win once they are tuned.
 const CLOSE: f64 = 1.1;
@@ -78,7 +79,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     (values[(n - 1) / 2] + values[n / 2]) / 2.0
 }
 
-/// Rounds until `until`, `min_rounds` at least. Each runs every entrant once and begins with another one than the round before.
+/// Rounds until `until`, `min_rounds` at least. Each runs every entrant once, in a random order.
 fn contest<B: Bench>(
     bench: &B,
     entrants: &mut [Entrant<B::Ready>],
@@ -92,8 +93,8 @@ fn contest<B: Bench>(
         if made.is_some_and(|made| made >= min_rounds) && bench.elapsed() >= until {
             break;
         }
-        for i in 0..entrants.len() {
-            let entrant = &mut entrants[(i + round) % entrants.len()];
+        for i in turns::order(entrants.len(), round) {
+            let entrant = &mut entrants[i];
             let sample = bench.sample_us(&entrant.ready)?;
             if made.is_some() {
                 entrant.samples.push(sample);

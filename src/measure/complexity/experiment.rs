@@ -99,7 +99,7 @@ mod on_device {
     use crate::measure::complexity::report::{Measured, Report, SCHEMA, Subject, rows};
     use crate::measure::devices::Description;
     use crate::measure::report::{Run, Verified};
-    use crate::measure::speedup::{Choice, Mode, PLAN_BUDGET, Variant, few_tokens};
+    use crate::measure::speedup::{Asked, Choice, Mode, ORACLE_TOKENS, PLAN_BUDGET, Variant};
     use crate::measure::timing::{Effort, Sampled};
 
     /// What the measurement is doing, for a progress display.
@@ -186,13 +186,13 @@ mod on_device {
     }
 
     fn verify(backend: &Gpu, planned: &[Planned], shape: &BatchShape) -> Result<Vec<Verified>> {
-        let (some, name) = few_tokens(shape)?;
+        let asked = Asked::of(shape)?;
         planned
             .iter()
             .map(|(subject, Variant { design, plan, block, .. }, config)| {
-                let found = backend.check_some_against_oracle(config, *block, *plan, &some)?;
+                let found = backend.check_some_against_oracle(config, *block, *plan, &asked)?;
                 Ok(Verified::new(
-                    format!("{} of {design} {plan}, {name}, first {ORACLE_LAYERS} layers at most", subject.name()),
+                    format!("{} of {design} {plan}, {asked}, first {ORACLE_LAYERS} layers at most", subject.name()),
                     found,
                 ))
             })
@@ -204,9 +204,9 @@ mod on_device {
             " Measured: stacks of the blocks alone (each layer the block of SAF, residual sum and norm with it), of SAF, and of PAF, on the \
              same weights, distinct in every layer, each as one CUDA graph. Blocks and SAF run as the planner chose for SAF, in {:.1} s of \
              measuring beforehand, PAF auto as it chose for PAF, PAF two-stream with estimated kernels. Before timing: the first \
-             {ORACLE_LAYERS} layers of each against an f64 oracle; at full shape all outputs are finite. A sample is the device time \
-             between events around one graph launch, over the number of layers; subjects alternate within each round, beginning with \
-             another one each round; {}. Intervals: order statistics of the median. \
+             {ORACLE_LAYERS} layers of each against an f64 oracle, the last sequence of the shape that is timed, cut to {ORACLE_TOKENS} tokens; at full shape all outputs are finite. A sample is the device time \
+             between events around one graph launch, over the number of layers; subjects alternate, in a \
+             random order in each round; {}. Intervals: order statistics of the median. \
              Overlap fraction: (attention + FFN − together) / min(attention, FFN), and ratios: medians of the rounds' values. Error: \
              predicted / measured ratio − 1. A stack whose weights fit in the L2 cache finds them there, which the prediction does not count.",
             PLAN_BUDGET.as_secs_f64(),

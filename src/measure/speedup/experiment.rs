@@ -64,26 +64,60 @@ pub(in crate::measure) trait Beside {
 }
 
 /// Tokens of the sequence that the oracle is asked about, at most: its f64 loops need seconds beyond.
-const ORACLE_TOKENS: usize = 512;
+pub(in crate::measure) const ORACLE_TOKENS: usize = 512;
 
-/// What the oracle is asked about, and its name. Sequences do not see each other, so one of them, alone, is enough; of
-/// packed ones those at the beginning, since the others' places must not matter either.
-pub(in crate::measure) fn few_tokens(shape: &BatchShape) -> Result<(BatchShape, String)> {
-    if !shape.is_packed() {
-        let tokens = shape.length(0).clamp(1, ORACLE_TOKENS);
-        return Ok((BatchShape::new(1, tokens)?, format!("1 × {tokens}")));
+/// What the oracle is asked about. Sequences do not see each other, so one of them is enough.
+pub(in crate::measure) struct Asked {
+    /// What a device runs for it: the batch that is timed, but for the length of its last sequence, so that its kernels are those that are
+    /// timed.
+    pub(in crate::measure) whole: BatchShape,
+    /// Where in it the oracle's rows begin.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU runs nothing else"))]
+    pub(in crate::measure) first_row: usize,
+    /// What the oracle computes.
+    pub(in crate::measure) some: BatchShape,
+}
+
+impl Asked {
+    /// Of a padded batch the last sequence, at most so long; of packed ones those at the beginning, alone, since the others' places must
+    /// not matter either.
+    pub(in crate::measure) fn of(shape: &BatchShape) -> Result<Self> {
+        if !shape.is_packed() {
+            let (batch, seq_len) = (shape.batch(), shape.seq_len());
+            let last = batch - 1;
+            let tokens = shape.length(last).clamp(1, ORACLE_TOKENS);
+            let whole = match shape.length(last) == tokens {
+                true => shape.clone(),
+                false => {
+                    let lengths = (0..last).map(|i| shape.length(i)).chain([tokens]);
+                    BatchShape::new(batch, seq_len)?.with_lengths(lengths.collect())?
+                }
+            };
+            return Ok(Self { whole, first_row: last * seq_len, some: BatchShape::new(1, tokens)? });
+        }
+        let mut left = ORACLE_TOKENS;
+        let mut lengths = Vec::new();
+        for i in 0..shape.batch() {
+            lengths.push(shape.length(i).min(left));
+            left -= lengths[i];
+            if left == 0 {
+                break;
+            }
+        }
+        let some = BatchShape::packed(lengths)?;
+        Ok(Self { whole: some.clone(), first_row: 0, some })
     }
-    let mut left = ORACLE_TOKENS;
-    let mut lengths = Vec::new();
-    for i in 0..shape.batch() {
-        lengths.push(shape.length(i).min(left));
-        left -= lengths[i];
-        if left == 0 {
-            break;
+}
+
+impl std::fmt::Display for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (tokens, batch, seq_len) = (self.some.rows(), self.whole.batch(), self.whole.seq_len());
+        match (self.some.is_packed(), batch == 1 && tokens == seq_len) {
+            (true, _) => write!(f, "{tokens} tokens of packed sequences"),
+            (false, true) => write!(f, "1 × {tokens}"),
+            (false, false) => write!(f, "{tokens} tokens, the last sequence of {batch} × {seq_len}"),
         }
     }
-    let name = format!("{} tokens of packed sequences", ORACLE_TOKENS - left);
-    Ok((BatchShape::packed(lengths)?, name))
 }
 
 /// Samples that the others of that mode are compared with. SAF gets what PAF gets: its planner's choice, where that is faster than
@@ -227,15 +261,15 @@ impl Experiment {
         beside: &mut Option<&mut dyn Beside>,
         on_round: &mut dyn FnMut(usize),
     ) -> Result<(report::Case, Vec<Vec<f64>>)> {
-        let (some, name) = few_tokens(shape)?;
+        let asked = Asked::of(shape)?;
         let mut verified = Vec::new();
         for (i, (variant, config)) in variants.iter().enumerate() {
             if variants[..i].iter().any(|(other, _)| other.agrees_bitwise(variant)) {
                 continue;
             }
-            let found = backend.check_against_oracle(config, variant.plan, &some)?;
+            let found = backend.check_against_oracle(config, variant.plan, &asked)?;
             verified.push(Verified::new(
-                format!("{} {}, {name}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
+                format!("{} {}, {asked}, first {ORACLE_LAYERS} layers at most", variant.design, variant.plan),
                 found,
             ));
         }
@@ -282,9 +316,12 @@ impl Experiment {
     }
 
     fn method(&self, backend: &str, plans: bool) -> String {
-        let sample = match backend {
-            "cuda" => "device time between events on the caller's stream around one forward call or graph launch",
-            _ => "wall time of one forward call",
+        let (sample, asked) = match backend {
+            "cuda" => (
+                "device time between events on the caller's stream around one forward call or graph launch",
+                "the last sequence, cut to that length, of the batch that is timed, or the first of packed ones, alone",
+            ),
+            _ => ("wall time of one forward call", "of one sequence, or of packed ones"),
         };
         let weights = match self.weights {
             Weights::Random => "Random weights, distinct in every layer.",
@@ -304,9 +341,8 @@ impl Experiment {
         };
         format!(
             "{weights}{planned} Before timing: the first {ORACLE_LAYERS} layers against an f64 \
-             oracle on at most {ORACLE_TOKENS} tokens, of one sequence or of packed ones; at full shape, variants with the same kernels agree \
-             bitwise and all outputs are finite. A sample is the {sample}; variants alternate within each round, beginning \
-             with another one each round; {}. Intervals: order statistics \
+             oracle on at most {ORACLE_TOKENS} tokens: {asked}; at full shape, variants with the same kernels agree \
+             bitwise and all outputs are finite. A sample is the {sample}; variants alternate, in a random order in each round; {}. Intervals: order statistics \
              of the median. Ratios: median of the rounds' ratios.{baseline}",
             self.effort.rounds()
         )
@@ -317,6 +353,25 @@ impl Experiment {
 mod tests {
     use super::*;
     use crate::config::{Design, preset};
+
+    #[test]
+    fn the_oracle_is_asked_about_the_end_of_the_batch_that_is_timed() {
+        let asked = |shape: BatchShape| {
+            let asked = Asked::of(&shape).unwrap();
+            let last = asked.whole.length(asked.whole.batch() - 1);
+            assert!(asked.some.rows() == last || shape.is_packed(), "{shape:?}");
+            assert_eq!((asked.whole.batch(), asked.whole.seq_len()), (shape.batch(), shape.seq_len()), "{shape:?}");
+            (asked.first_row, asked.some.rows(), asked.whole == shape, asked.to_string())
+        };
+        let shape = |batch, seq_len| BatchShape::new(batch, seq_len).unwrap();
+        assert_eq!(asked(shape(1, 128)), (0, 128, true, "1 × 128".into()));
+        assert_eq!(asked(shape(32, 512)), (31 * 512, 512, true, "512 tokens, the last sequence of 32 × 512".into()));
+        assert_eq!(asked(shape(4, 8192)), (3 * 8192, 512, false, "512 tokens, the last sequence of 4 × 8192".into()));
+        let ragged = shape(3, 600).with_lengths(vec![1, 600, 7]).unwrap();
+        assert_eq!(asked(ragged), (1200, 7, true, "7 tokens, the last sequence of 3 × 600".into()));
+        let packed = BatchShape::packed(vec![3, 5]).unwrap();
+        assert_eq!(asked(packed), (0, 8, true, "8 tokens of packed sequences".into()));
+    }
 
     #[test]
     fn the_faster_saf_of_a_mode_is_what_others_are_compared_with() {

@@ -13,7 +13,7 @@ use crate::gpu::observe::{self, Launch, Span};
 use crate::gpu::{Batch, Device, Encoder, Event, Plan, Stream, Tensor};
 use crate::measure::backend::{Backend, Gpu};
 use crate::measure::report::{Config, Run, Spread};
-use crate::measure::speedup::{Choice, Mode, PLAN_BUDGET, Step, few_tokens};
+use crate::measure::speedup::{Asked, Choice, Mode, PLAN_BUDGET, Step};
 use crate::measure::statistics::Median;
 use crate::measure::timing::{Candidate, Effort, interleave};
 use crate::weights::{random_activations, random_layers};
@@ -121,7 +121,7 @@ impl Experiment {
         on_step(Step::Plan);
         let plan = self.plan.map_or_else(|| backend.plan(&self.config, &self.shape, PLAN_BUDGET), Ok)?;
         on_step(Step::Verify);
-        backend.check_against_oracle(&self.config, plan, &few_tokens(&self.shape)?.0)?;
+        backend.check_against_oracle(&self.config, plan, &Asked::of(&self.shape)?)?;
 
         let encoder = backend.stack(&self.config, None)?;
         let (rows, h) = (self.shape.rows(), self.config.layer.hidden_size);

@@ -58,10 +58,32 @@ impl Oracle {
         graph: bool,
         shape: &BatchShape,
     ) -> Result<Comparison> {
+        self.check_within(encoder, plan, graph, shape, 0, shape)
+    }
+
+    /// The same of a batch, `whole`, in which the rows from `first_row` on are sequences of the shape `asked`, the only ones that the oracle
+    /// is asked about: their rows are those of all others, too, over and over.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn check_within(
+        &self,
+        encoder: &Encoder,
+        plan: impl Into<Plan>,
+        graph: bool,
+        whole: &BatchShape,
+        first_row: usize,
+        asked: &BatchShape,
+    ) -> Result<Comparison> {
         let (device, dtype, h) = (encoder.device(), encoder.dtype(), encoder.config().layer.hidden_size);
-        let x = Tensor::from_host(device, dtype, shape.rows(), h, &activations(dtype, shape, h))?;
-        let mut y = Tensor::poisoned(device, dtype, shape.rows(), h)?;
-        let (stream, batch) = (Stream::new(device)?, Batch::new(device, shape)?);
+        let (rows, asked_rows) = (whole.rows(), asked.rows());
+        // Over and over from the first row on, it begins anew at `first_row`.
+        let mut x = activations(dtype, asked, h);
+        x.rotate_right(first_row % asked_rows * h);
+        let x = Tensor::from_host(device, dtype, asked_rows, h, &x)?;
+        let x = if rows == asked_rows { x } else { x.repeated(rows, h)? };
+        let mut y = Tensor::poisoned(device, dtype, rows, h)?;
+        let (stream, batch) = (Stream::new(device)?, Batch::new(device, whole)?);
         let mut workspace = encoder.workspace(&batch)?;
         workspace.poison()?;
         if graph {
@@ -70,8 +92,8 @@ impl Oracle {
             encoder.forward(&stream, plan, &batch, &x, &mut y, &mut workspace)?;
         }
         let got = y.to_host()?;
-        let expected = self.expected(encoder.config(), encoder.block(), shape)?;
-        compare(&got, &expected.exact, &expected.naive, dtype.epsilon(), h)
+        let expected = self.expected(encoder.config(), encoder.block(), asked)?;
+        compare(&got[first_row * h..][..asked_rows * h], &expected.exact, &expected.naive, dtype.epsilon(), h)
     }
 
     fn expected(&self, config: &EncoderConfig, block: Option<Branch>, shape: &BatchShape) -> Result<Rc<Expected>> {
