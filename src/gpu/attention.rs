@@ -7,11 +7,11 @@ mod variant;
 
 use super::batch::{Batch, Sequences};
 use super::device::{Device, Stream};
-use super::gemm::{Count, Early, Meanwhile};
+use super::gemm::{Count, Early, Meanwhile, Shape};
 use super::launch::Kernels;
 use super::memory::Matrix;
-use super::plan::MAX_ROWS_ANYWHERE;
-use super::tiles::ATTENTION_TILES;
+use super::plan::{self, MAX_ROWS_ANYWHERE};
+use super::tiles::{ATTENTION_SM90_TILES, ATTENTION_TILES};
 use crate::config::{LayerConfig, Schedule};
 use crate::error::{Error, Result};
 pub use variant::AttentionVariant;
@@ -86,6 +86,22 @@ fn on_hopper<'a>(
 pub(super) fn takes(kernels: &Kernels, device: &Device, attention: &Attention) -> Result<Meanwhile> {
     let on_hopper = on_hopper(kernels, device, attention)?;
     Ok(on_hopper.map_or_else(Meanwhile::default, |(sm90, tile)| sm90.takes(device, attention, tile)))
+}
+
+/// Attention by halves, if there is such a tile and `fused` is estimated to be faster so, beside a product of so many rows, columns and steps
+/// along K.
+pub(super) fn faster_by_halves(
+    kernels: &Kernels,
+    device: &Device,
+    attention: &Attention,
+    product: Shape,
+) -> Option<AttentionVariant> {
+    kernels.attention_sm90.as_ref()?;
+    let index = sm90::of_width(attention.head_dim, true).next()?;
+    let tile = &ATTENTION_SM90_TILES[index];
+    let of = (attention.sequences.tiles(tile.rows()) * attention.heads, attention.sequences.seq_len, attention.causal);
+    let multiprocessors = device.info().multiprocessors as usize;
+    plan::is_faster_by_halves(tile, of, product, multiprocessors).then(|| sm90::variant(index))
 }
 
 /// Whether attention of that kind could be worth it for this batch: by halves only beside a product of the same stream, which few rows end

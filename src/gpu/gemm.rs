@@ -234,6 +234,14 @@ fn hopper(kernels: &Kernels, variant: GemmVariant) -> Result<&sm90::Sm90Gemm> {
     })
 }
 
+/// Whether that variant leaves room for attention by halves.
+pub(super) fn is_by_halves(variant: GemmVariant) -> bool {
+    match variant {
+        GemmVariant::Sm80 { .. } => false,
+        GemmVariant::Sm90 { tile, .. } => GEMM_SM90_TILES.get(tile).is_some_and(|tile| tile.half),
+    }
+}
+
 /// Whether there is a kernel for a product with another A from some column on.
 pub(super) fn takes_two_inputs(kernels: &Kernels) -> bool {
     kernels.gemm_sm90.is_some()

@@ -182,12 +182,15 @@ fn many_rows() -> Result<BatchShape, Error> {
 fn halves(device: &Device, design: Design) -> Outcome {
     let checked = Checked::new(device, design)?;
     // Beside a product that leaves it no room it has to be right, too.
-    let alone = "sm90:128x128:share1x1:stages6".parse::<GemmVariant>()?;
-    let alone = Plan::from(Schedule::Fused).with_attention(BY_HALVES).with_product(LayerProduct::WideSecond, alone);
+    let tile = "sm90:128x128:share1x1:stages6".parse::<GemmVariant>()?;
+    let alone = Plan::from(Schedule::Fused).with_attention(BY_HALVES).with_product(LayerProduct::WideSecond, tile);
     let estimated = Plan::from(Schedule::Fused).with_attention(BY_HALVES);
     let any = [by_halves(&WHOLE)?, vec![alone, estimated]].concat();
     let few = [any.clone(), by_halves(&IN_PARTS)?].concat();
-    for (shape, plans) in [(BatchShape::new(1, 50)?, &few), (shape()?, &few), (short()?, &few), (many_rows()?, &any)] {
+    // What the estimate takes by halves, and where it does.
+    let own = vec![Schedule::Fused.into(), Plan::from(Schedule::Fused).with_product(LayerProduct::WideSecond, tile)];
+    let shapes = [BatchShape::new(1, 50)?, shape()?, short()?, many_rows()?, BatchShape::new(200, 64)?];
+    for (shape, plans) in shapes.into_iter().zip([&few, &few, &few, &any, &own]) {
         for &plan in plans {
             checked.check_on(plan, false, &shape)?;
             checked.check_on(plan, true, &shape)?;

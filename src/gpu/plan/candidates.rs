@@ -99,7 +99,9 @@ pub(in crate::gpu) fn early_attention(
     if !follows_wide_product(config, plan.schedule()) {
         return Ok(Early::default());
     }
-    let attention = Attention { variant: plan.attention(), ..Attention::of_layer(config, batch) };
+    let attention = Attention::of_layer(config, batch);
+    let variant = plan.attention().or_else(|| by_halves(kernels, device, config, plan, &attention));
+    let attention = Attention { variant, ..attention };
     attention::follows(kernels, device, &attention, config.qkv_size())
 }
 
@@ -136,7 +138,26 @@ pub(in crate::gpu) fn attention_of(
     batch: &Batch,
 ) -> Result<Attention> {
     let beside = attention_is_beside(kernels, device, config, plan, batch)?;
-    Ok(Attention { variant: plan.attention(), beside, ..Attention::of_layer(config, batch) })
+    let attention = Attention::of_layer(config, batch);
+    let variant = plan.attention().or_else(|| by_halves(kernels, device, config, plan, &attention));
+    Ok(Attention { variant, beside, ..attention })
+}
+
+/// Attention by halves where the plan names none, and by estimate it is the fastest, in `fused` beside a product that the plan does not have in
+/// another tile.
+fn by_halves(
+    kernels: &Kernels,
+    device: &Device,
+    config: &LayerConfig,
+    plan: &Plan,
+    attention: &Attention,
+) -> Option<AttentionVariant> {
+    let fits = plan.product(LayerProduct::WideSecond).is_none_or(gemm::is_by_halves);
+    if plan.schedule() != Schedule::Fused || config.gated || !fits {
+        return None;
+    }
+    let (rows, k) = (attention.sequences.rows, config.query_size() + config.intermediate_size);
+    attention::faster_by_halves(kernels, device, attention, (rows, config.hidden_size, k.div_ceil(GEMM_TILE_K)))
 }
 
 /// What candidates are made for.
@@ -169,8 +190,10 @@ impl Setting<'_> {
     /// The plan with each of the other ways to compute attention that the kernel in use has, products being left to the
     /// estimate, which depends on what attention leaves free.
     pub(super) fn other_attentions(&self, plan: &Plan) -> Result<Vec<Plan>> {
-        let planned = attention::planned(self.kernels, self.device, &self.attention(plan)?)?;
-        let others = self.attentions(plan, planned)?.filter(|&variant| variant != plan.attention().unwrap_or(planned));
+        let attention = self.attention(plan)?;
+        let planned = attention::planned(self.kernels, self.device, &attention)?;
+        let present = attention.variant.unwrap_or(planned);
+        let others = self.attentions(plan, planned)?.filter(|&variant| variant != present);
         Ok(others.map(|variant| Plan::from(plan.schedule()).with_attention(variant)).collect())
     }
 

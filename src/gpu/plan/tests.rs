@@ -79,6 +79,33 @@ fn tiles_by_halves_are_for_what_runs_beside_attention_by_halves() {
 }
 
 #[test]
+fn attention_goes_by_halves_where_that_was_measured_to_be_faster() {
+    let tile = ATTENTION_SM90_TILES.iter().find(|tile| tile.half()).unwrap();
+    let large = (1024, 16, 4096 + 1024);
+    let base = (768, 12, 3072 + 768);
+    let falcon = (4544, 71, 18176 + 4544);
+    let faster = |(n, heads, k): (usize, usize, usize), batch: usize, seq_len: usize| {
+        let tiles = batch * seq_len.div_ceil(tile.rows()) * heads;
+        is_faster_by_halves(tile, (tiles, seq_len, false), (batch * seq_len, n, k.div_ceil(GEMM_TILE_K)), 132)
+    };
+    for (batch, seq_len) in
+        [(8, 64), (8, 128), (16, 64), (32, 32), (12, 128), (24, 64), (4, 384), (4, 128), (4, 256), (4, 512), (8, 256)]
+    {
+        assert!(faster(large, batch, seq_len), "{batch} × {seq_len}");
+    }
+    for (batch, seq_len) in
+        [(1, 128), (1, 512), (1, 1024), (2, 384), (6, 128), (8, 512), (32, 128), (1, 2048), (4, 8192)]
+    {
+        assert!(!faster(large, batch, seq_len), "{batch} × {seq_len}");
+    }
+    assert!(faster(base, 16, 128) && faster(base, 20, 128) && faster(base, 8, 256));
+    assert!(!faster(falcon, 1, 256) && !faster(falcon, 3, 128) && !faster(falcon, 4, 128) && !faster(falcon, 8, 128));
+    // Of a causal sequence each query sees half of the keys on average.
+    let causal = |causal| is_faster_by_halves(tile, (256, 512, causal), (1024, 1024, 80), 132);
+    assert!(causal(true) && !causal(false));
+}
+
+#[test]
 fn parts_of_k_leave_another_kernel_its_multiprocessors() {
     for (m, n, k, taken) in [(128, 2048, 10240, 32), (128, 1024, 5120, 16)] {
         let meanwhile = Meanwhile { multiprocessors: taken, nanoseconds: 5000, ..Meanwhile::default() };
