@@ -88,8 +88,8 @@ struct NormRows {
             if (p.sum != nullptr) for_each([&](int c, int column) { store(p.sum, column, x[c]); });
             if (p.out[0] == nullptr && p.out[1] == nullptr) continue;
 
-            float inverse, shift;
-            moments(p, x, inverse, shift);
+            float mean, inverse;
+            moments(p, x, mean, inverse);
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
                 if (p.out[i] == nullptr) continue;
@@ -98,17 +98,18 @@ struct NormRows {
                     unpack_vector<T>(scale, i == 0 ? gamma[c] : load(p.gamma[i], column));
                     unpack_vector<T>(bias, i == 0 ? beta[c] : load(p.beta[i], column));
 #pragma unroll
-                    for (int e = 0; e < VECTOR; ++e) y[e] = fmaf(fmaf(x[c][e], inverse, shift), scale[e], bias[e]);
+                    for (int e = 0; e < VECTOR; ++e) y[e] = fmaf((x[c][e] - mean) * inverse, scale[e], bias[e]);
                     store(p.out[i], column, y);
                 });
             }
         }
     }
 
-    // (x − mean)/√(var + ε) = x·inverse + shift.
-    static __device__ __forceinline__ void moments(const NormParams& p, const float (&x)[CHUNKS][VECTOR], float& inverse,
-                                                   float& shift) {
-        float mean = 0.f, squares = 0.f;
+    // 1/√(var + ε) is the inverse. Of x·inverse − mean·inverse a constant row would leave the latter's rounding, times 1/√ε.
+    static __device__ __forceinline__ void moments(const NormParams& p, const float (&x)[CHUNKS][VECTOR], float& mean,
+                                                   float& inverse) {
+        float squares = 0.f;
+        mean = 0.f;
         for_each([&](int c, int) {
 #pragma unroll
             for (int e = 0; e < VECTOR; ++e) mean += x[c][e];
@@ -131,7 +132,6 @@ struct NormRows {
             half *= 2;
         }
         inverse = rsqrtf(squares / p.hidden + p.eps);
-        shift = -mean * inverse;
     }
 };
 

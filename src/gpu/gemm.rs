@@ -49,8 +49,8 @@ pub(super) struct Gemm {
     pub(super) sums: u64,
     /// Instead of the planned one.
     pub(super) variant: Option<GemmVariant>,
-    /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. That kernel
-    /// must write neither W nor the bias. Only Hopper's kernel can; it is no more than a hint.
+    /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. Neither that kernel
+    /// nor one before it, back to and with the last without overlap, must write W or the bias. Only Hopper's kernel can; it is no more than a hint.
     pub(super) overlap: bool,
     /// With two pairs: when the first one's A, and the residual, are there.
     pub(super) first: First,
@@ -292,8 +292,8 @@ pub(super) unsafe fn launch_counted(kernels: &Kernels, stream: &Stream, gemm: &G
 ///
 /// # Safety
 /// The matrices (and the bias) are live on the stream's device until the stream has run the kernel, and nothing else
-/// writes what it reads, or touches what it writes, meanwhile; with `overlap`, neither does the kernel before it with
-/// weights and bias.
+/// writes what it reads, or touches what it writes, meanwhile; with `overlap`, neither do the kernels before it with
+/// weights and bias, back to and with the last that was launched without.
 pub(super) unsafe fn launch(kernels: &Kernels, stream: &Stream, gemm: &Gemm) -> Result<()> {
     gemm.check()?;
     let variant = gemm.variant(kernels, stream.device())?;

@@ -176,9 +176,11 @@ impl Rotation {
             ));
         }
         qkv.check_aligned(operation, "QKV")?;
-        if sequences.seq_len > positions {
+        // Of packed sequences `seq_len` may be more than the longest has, which has no more than all rows.
+        let longest = sequences.seq_len.min(sequences.rows);
+        if longest > positions {
             let expected = format!("at most the {positions} positions of the table");
-            return Err(Error::mismatch(operation, "longest sequence", sequences.seq_len, expected));
+            return Err(Error::mismatch(operation, "longest sequence", longest, expected));
         }
         Ok(())
     }
@@ -237,6 +239,27 @@ mod tests {
         // Every number of dimensions that a head of the attention kernels can have.
         for dim in (2..=256).step_by(2) {
             assert!([false, true].into_iter().all(|interleaved| name(dim, interleaved, 256).is_some()), "{dim}");
+        }
+    }
+
+    #[test]
+    fn the_table_has_to_have_the_positions_that_there_can_be() {
+        let rotary = Rotary { dim: 16, base: 1e4, interleaved: false };
+        let check = |positions, batch, seq_len, packed| {
+            let rows = if packed { 64 } else { batch * seq_len };
+            let pointer = if packed { 0x100 } else { 0 };
+            let sequences =
+                Sequences { batch, seq_len, rows, lengths: pointer, first_rows: pointer, positions: pointer };
+            let qkv = Matrix { pointer: 0x1000, rows, cols: 64, stride: 64 };
+            Rotation { table: 0x100, positions, rotary, sequences, heads: 2, head_dim: 16 }.check("test", &qkv)
+        };
+        check(64, 2, 64, false).unwrap();
+        check(64, 2, 50, true).unwrap();
+        // Packed sequences may be said to be longer than they are.
+        check(64, 2, 2048, true).unwrap();
+        for (positions, batch, seq_len, packed) in [(63, 2, 64, false), (63, 2, 2048, true), (49, 2, 50, true)] {
+            let message = check(positions, batch, seq_len, packed).unwrap_err().to_string();
+            assert!(message.contains(&format!("{positions} positions")), "{message}");
         }
     }
 

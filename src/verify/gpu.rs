@@ -288,8 +288,30 @@ fn join_cases(device: &Device) -> Vec<Case> {
             let (hidden, rows) = shape;
             cases.push(join_case(device, dtype, 1 + hidden % 3, (rows, hidden), hidden % 16 == 8 || hidden == 768));
         }
+        for (hidden, rows) in [(8, 5), (264, 5), (768, 5), (768, 1201), (1024, 5), (1024, 1201), (4096, 5), (16384, 5)]
+        {
+            let device = device.clone();
+            let name = format!("join {dtype} of constant rows {rows}x{hidden}");
+            cases.push(Case::new(name, move || constant_rows(&device, dtype, rows, hidden)));
+        }
     }
     cases
+}
+
+/// Rows without variance are β, to the bit, whatever their value: nothing but rounding would be multiplied by 1/√ε.
+fn constant_rows(device: &Device, dtype: Dtype, rows: usize, hidden: usize) -> Result<Comparison> {
+    // Of few binary digits, so that their sum is exact.
+    let values: Vec<f32> =
+        (0..rows).flat_map(|row| std::iter::repeat_n((row % 100 + 1) as f32 * 1.25, hidden)).collect();
+    let (gamma, beta) = (random(dtype, 1, hidden, 10), random(dtype, 1, hidden, 11));
+    let upload = |rows, values: &[f32]| Tensor::from_host(device, dtype, rows, hidden, values);
+    let (x, gamma, beta_device) = (upload(rows, &values)?, upload(1, &gamma)?, upload(1, &beta)?);
+    let mut out = Tensor::poisoned(device, dtype, rows, hidden)?;
+    let (stream, batch) = (Stream::new(device)?, Batch::new(device, &BatchShape::new(1, rows)?)?);
+    let norm = Norm { out: &mut out, gamma: &gamma, beta: &beta_device };
+    kernel::join(&stream, &batch, &[&x], None, None, &mut [norm], 1e-5)?;
+    let expected: Vec<f64> = widen(&beta).into_iter().cycle().take(rows * hidden).collect();
+    compare(&out.to_host()?, &expected, &expected, dtype.epsilon(), hidden)
 }
 
 fn join_case(device: &Device, dtype: Dtype, addends: usize, (rows, hidden): (usize, usize), padded: bool) -> Case {

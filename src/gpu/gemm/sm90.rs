@@ -383,14 +383,14 @@ fn check(tile: &Sm90GemmTile, cluster: Cluster, stages: usize, steps: [usize; 2]
         return Err(Error::mismatch(OPERATION, "stages", stages, format!("2 to {most} for tile {}", tile.name)));
     }
     let (n, m) = cluster.shared();
-    // Slices are whole atoms of eight rows.
+    // Slices are whole atoms of eight rows; of a warpgroup's four warps each tells one block that a stage has been read.
     let fits = matches!(n, 1 | 2 | 4)
         && matches!(m, 1 | 2 | 4)
-        && n * m <= 8
+        && n * m <= 4
         && tile.m.is_multiple_of(8 * n)
         && tile.n.is_multiple_of(8 * m);
     if !fits {
-        let expected = "1, 2 or 4 each way, at most 8 blocks, slices of whole 8 rows";
+        let expected = "1, 2 or 4 each way, at most 4 blocks, slices of whole 8 rows";
         return Err(Error::mismatch(OPERATION, "shared cluster", format!("{n} × {m}"), expected));
     }
     match cluster {

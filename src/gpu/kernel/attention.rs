@@ -26,8 +26,9 @@ pub struct Attention<'a> {
     pub causal: bool,
     /// `None` leaves the choice to the planner.
     pub variant: Option<AttentionVariant>,
-    /// Lets the kernel begin while the kernel before it on the stream still runs (programmatic dependent launch), which must not write
-    /// the batch's lengths; a kernel that cannot ignores it.
+    /// Lets the kernel begin while the kernel before it on the stream still runs (programmatic dependent launch); a kernel that cannot
+    /// ignores it. Neither that kernel nor an earlier one must write the batch's lengths, back to and with the last one on the stream that
+    /// was launched without overlap: those in between may not have ended either.
     pub overlap: bool,
 }
 

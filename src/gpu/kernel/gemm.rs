@@ -46,7 +46,8 @@ pub struct Product<'a> {
     /// `None` leaves the choice to the planner.
     pub variant: Option<GemmVariant>,
     /// Lets the kernel begin, and load weights, while the kernel before it on the stream still runs (programmatic dependent
-    /// launch, on Hopper; elsewhere it changes nothing). That kernel must not write `w` or `bias`.
+    /// launch, on Hopper; elsewhere it changes nothing). Neither that kernel nor an earlier one must write `w` or `bias`, back to and with the
+    /// last one on the stream that was launched without overlap: those in between may not have ended either.
     pub overlap: bool,
 }
 

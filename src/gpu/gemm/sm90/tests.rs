@@ -35,6 +35,10 @@ fn what_the_kernel_cannot_do_is_refused() {
         ("sm90:128x64:parts2-share3x1:stages4", [8, 2], "3 × 1"),
         ("sm90:16x64:parts2-share4x1:stages4", [8, 2], "4 × 1"),
         ("sm90:128x64:share0x1:stages4", [8, 2], "0 × 1"),
+        // Nobody would tell the fifth block of a cluster that a stage is free.
+        ("sm90:128x128:share4x2:stages4", [8, 2], "4 × 2"),
+        ("sm90:128x128:share2x4:stages4", [8, 2], "2 × 4"),
+        ("sm90:128x64:parts2-share4x2:stages4", [8, 2], "4 × 2"),
         ("sm90:128x64:share1x1:stages1", [8, 2], "stages"),
         ("sm90:128x64:share1x1:stages17", [8, 2], "stages"),
     ] {
