@@ -12,7 +12,7 @@ use super::launch::Kernels;
 use super::memory::Matrix;
 use super::plan::{self, MAX_ROWS_ANYWHERE};
 use super::tiles::{ATTENTION_SM90_TILES, ATTENTION_TILES};
-use crate::config::{LayerConfig, Schedule};
+use crate::config::{LayerConfig, MAX_DIMENSION, Schedule};
 use crate::error::{Error, Result};
 pub use variant::AttentionVariant;
 
@@ -246,6 +246,10 @@ impl Attention {
         }
         let (rows, width) = (sequences.rows, heads.saturating_mul(head_dim));
         let key_value_width = key_value_heads.saturating_mul(head_dim);
+        // Kernels count columns, and heads, in 32 bits.
+        if qkv.cols > MAX_DIMENSION {
+            return Err(Error::mismatch(OPERATION, "columns of QKV", qkv.cols, format!("at most {MAX_DIMENSION}")));
+        }
         let expected = [(rows, width.saturating_add(key_value_width.saturating_mul(2))), (rows, width)];
         for ((what, matrix), (rows, cols)) in [("QKV", qkv), ("output", out)].into_iter().zip(expected) {
             if (matrix.rows, matrix.cols) != (rows, cols) || cols == 0 {
@@ -309,6 +313,7 @@ mod tests {
         Attention { sequences: packed, ..good }.check().unwrap();
         for (bad, part) in [
             (Attention { qkv: matrix(0x1000, 128), ..good }, "6 × 128"),
+            (Attention { qkv: matrix(0x1000, (1 << 20) + 8), ..good }, "is 1048584, expected at most 1048576"),
             (Attention { key_value_heads: 1, ..good }, "6 × 128 (2 and 1 heads of 32)"),
             (Attention { key_value_heads: 3, ..good }, "is 3, expected a divisor of the 2"),
             (Attention { key_value_heads: 0, ..good }, "is 0, expected a divisor of the 2"),

@@ -143,6 +143,7 @@ impl Batch {
             BorrowedSequences::Packed { batch, seq_len, rows, lengths, first_rows, positions } => {
                 check_dimension("batch", batch)?;
                 check_dimension("seq_len", seq_len)?;
+                check_dimension("rows", rows)?;
                 // Each factor is at most 2²⁰, so the product cannot wrap. Kernels count blocks as if every sequence were this long.
                 if rows > batch * seq_len || batch * seq_len > i32::MAX as usize {
                     let got = format!("{rows} (batch {batch}, seq_len {seq_len})");
@@ -197,6 +198,11 @@ impl Batch {
             return Err(Error::mismatch(operation, "device of the batch", got, expected));
         }
         Ok(())
+    }
+
+    /// Whether the device alone knows how long its sequences are.
+    pub(super) fn hides_lengths(&self) -> bool {
+        self.borrowed.is_some_and(|sequences| sequences.lengths != 0)
     }
 
     pub(super) fn sequences(&self) -> Sequences {

@@ -156,10 +156,11 @@ mod sealed {
 impl Encoder {
     /// [`forward`](Self::forward) on slices or views of cudarc's, `[rows, hidden_size]` each, in the order that cudarc keeps: the call
     /// waits for what has written them, and what uses or frees them later waits for the call, unless their context's event tracking
-    /// is disabled, when that order is the caller's affair.
+    /// is disabled, when that order is the caller's affair. cudarc keeps it among what shares one `CudaContext` object: make the stream
+    /// with [`Stream::from_cudarc`], of one of that object's streams.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward); [`Error::Mismatch`] for a slice of another context.
+    /// As [`forward`](Self::forward); [`Error::Mismatch`] for a slice of another context, or whose `CudaContext` is not the stream's.
     pub fn forward_slices<T: Element>(
         &self,
         stream: &Stream,
@@ -171,14 +172,17 @@ impl Encoder {
     ) -> Result<()> {
         const OPERATION: &str = "Encoder::forward_slices";
         let (rows, cols) = (batch.shape().rows(), self.config().layer.hidden_size);
-        for (what, len, context) in
-            [("x", x.len(), x.stream().context().cu_ctx()), ("y", y.len(), y.stream().context().cu_ctx())]
-        {
+        for (what, len, context) in [("x", x.len(), x.stream().context()), ("y", y.len(), y.stream().context())] {
             if len != rows * cols {
                 let expected = format!("{rows} rows · {cols} columns");
                 return Err(Error::mismatch(OPERATION, what, format!("{len} elements"), expected));
             }
-            check_context(OPERATION, self.device(), context)?;
+            check_context(OPERATION, self.device(), context.cu_ctx())?;
+            // Another object of the same context would hear nothing of what the stream does.
+            if !Arc::ptr_eq(context, stream.cudarc().context()) {
+                let expected = "that of the stream, which Stream::from_cudarc takes from one of the object's streams";
+                return Err(Error::mismatch(OPERATION, "CudaContext object of a slice", "another", expected));
+            }
         }
         // These make the stream wait for what has used the slices, and when they are dropped tell later uses of what was enqueued.
         let (x, _read) = x.device_ptr(stream.cudarc());

@@ -10,6 +10,7 @@ pub use stream::{Event, Stream};
 
 use super::launch::Kernels;
 use super::memory::Buffer;
+use super::once::Once;
 use super::ptx;
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
@@ -94,7 +95,7 @@ pub struct Device {
 
 struct Inner {
     // Declared, so dropped, before the context that they live in.
-    kernels: [OnceLock<Result<Kernels>>; 2],
+    kernels: [Once<Kernels>; 2],
     context: Arc<CudaContext>,
     info: DeviceInfo,
     portable: bool,
@@ -155,7 +156,7 @@ impl Device {
                 remedy: "the kernels need 8.0 (Ampere) or newer; use the CPU engine (--backend cpu)".into(),
             });
         }
-        let kernels = [OnceLock::new(), OnceLock::new()];
+        let kernels = Default::default();
         Ok(Self { inner: Arc::new(Inner { kernels, context, info, portable, lost: OnceLock::new() }) })
     }
 
@@ -244,7 +245,7 @@ impl Device {
             Dtype::Bf16 => 0,
             Dtype::F16 => 1,
         };
-        self.inner.kernels[index].get_or_init(|| Kernels::load(self, dtype)).as_ref().map_err(Clone::clone)
+        self.inner.kernels[index].get_or_try(|| Kernels::load(self, dtype))
     }
 
     /// Loads the kernels for an element type, which else the first call that needs them does; in a stream capture none can be loaded.

@@ -1,7 +1,7 @@
 //! Kernels as loaded modules and functions, and the one call that launches them.
 
 use std::ffi::{CString, c_void};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
@@ -21,6 +21,7 @@ use super::gemm::sm90::Sm90Gemm;
 use super::memory::Matrix;
 use super::norm::NormKernel;
 use super::observe::{self, Kernel};
+use super::once::Once;
 use super::ptx::PtxModule;
 use super::rotary::RotaryKernel;
 use crate::config::HiddenAct;
@@ -234,9 +235,9 @@ pub(super) struct Kernels {
     pub(super) overlaps: bool,
     // The portable ones are loaded at once where they are the path, else when they are first asked for; Hopper's are `None`
     // where the device is no Hopper, or is to use the portable kernels only.
-    gemm_sm80: OnceLock<Result<Sm80Gemm>>,
+    gemm_sm80: Once<Sm80Gemm>,
     pub(super) gemm_sm90: Option<Sm90Gemm>,
-    attention_sm80: OnceLock<Result<Sm80Attention>>,
+    attention_sm80: Once<Sm80Attention>,
     pub(super) attention_sm90: Option<Sm90Attention>,
     /// In the order of [`NormKernel::ALL`].
     pub(super) norm: Vec<Function>,
@@ -296,9 +297,9 @@ impl Kernels {
         let kernels = Self {
             dtype,
             overlaps: hopper,
-            gemm_sm80: OnceLock::new(),
+            gemm_sm80: Once::default(),
             gemm_sm90: hopper.then(|| Sm90Gemm::load(device, dtype)).transpose()?,
-            attention_sm80: OnceLock::new(),
+            attention_sm80: Once::default(),
             attention_sm90: hopper.then(|| Sm90Attention::load(device, dtype)).transpose()?,
             norm,
             norm_parts,
@@ -320,12 +321,12 @@ impl Kernels {
 
     /// The portable GEMM.
     pub(super) fn gemm_sm80(&self, device: &Device) -> Result<&Sm80Gemm> {
-        self.gemm_sm80.get_or_init(|| Sm80Gemm::load(device, self.dtype)).as_ref().map_err(Clone::clone)
+        self.gemm_sm80.get_or_try(|| Sm80Gemm::load(device, self.dtype))
     }
 
     /// The portable attention.
     pub(super) fn attention_sm80(&self, device: &Device) -> Result<&Sm80Attention> {
-        self.attention_sm80.get_or_init(|| Sm80Attention::load(device, self.dtype)).as_ref().map_err(Clone::clone)
+        self.attention_sm80.get_or_try(|| Sm80Attention::load(device, self.dtype))
     }
 
     pub(super) fn dtype(&self) -> Dtype {

@@ -38,6 +38,7 @@ mod memory;
 mod model;
 mod norm;
 pub mod observe;
+mod once;
 #[cfg(feature = "cli")]
 pub mod peer;
 mod plan;

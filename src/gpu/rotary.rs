@@ -8,7 +8,7 @@ use super::batch::Sequences;
 use super::device::{Device, Stream};
 use super::launch::{Grid, Kernels};
 use super::memory::{Buffer, Matrix};
-use crate::config::Rotary;
+use crate::config::{MAX_DIMENSION, Rotary};
 use crate::error::{Error, Result};
 
 /// One instantiation in kernels/rotary_sm80.cu.
@@ -167,12 +167,15 @@ impl Rotation {
         let &Self { positions, rotary, sequences, heads, head_dim, .. } = self;
         sequences.check(operation)?;
         rotary.check(head_dim)?;
-        if qkv.rows != sequences.rows || heads == 0 || qkv.cols < self.columns() {
+        if qkv.rows != sequences.rows || heads == 0 || qkv.cols < self.columns() || qkv.cols > MAX_DIMENSION {
             return Err(Error::mismatch(
                 operation,
                 "QKV",
                 format!("{} × {}", qkv.rows, qkv.cols),
-                format!("{} rows of at least {heads} heads of {head_dim}", sequences.rows),
+                format!(
+                    "{} rows of at least {heads} heads of {head_dim}, {MAX_DIMENSION} columns at most",
+                    sequences.rows
+                ),
             ));
         }
         qkv.check_aligned(operation, "QKV")?;

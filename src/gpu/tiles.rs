@@ -132,10 +132,11 @@ impl Sm90GemmTile {
         let (consumers, split) = (self.consumers(), cluster.split());
         let barriers = (2 * GEMM_MAX_STAGES + 2 * consumers + 2) * 8;
         // A block gets from each block the sums of the groups of eight tokens that it finishes.
-        let sums = if split > 1 { split * (self.m / 8).div_ceil(split) * consumers * (8 * 64 * 4) } else { 0 };
+        let units = split.saturating_mul((self.m / 8).div_ceil(split));
+        let sums = if split > 1 { units.saturating_mul(consumers * (8 * 64 * 4)) } else { 0 };
         // Sums of parts leave from registers.
         let buffers = if cluster.parts() > 1 { 0 } else { consumers * self.buffers * self.chunk * 64 * 2 };
-        stages * self.stage_bytes() + buffers + barriers + sums
+        sums.saturating_add(stages.saturating_mul(self.stage_bytes()) + buffers + barriers)
     }
 
     /// Most stages that fit so much shared memory.

@@ -175,13 +175,17 @@ impl Workspace {
     }
 
     pub(super) fn check(&self, config: &LayerConfig, rows: usize) -> Result<()> {
+        if rows > self.rows {
+            let expected = format!("at most the {} that the workspace was made for", self.rows);
+            return Err(Error::mismatch("Encoder::forward", "number of rows", rows, expected));
+        }
         let (own, wanted) = ((self.qkv, self.inner), (config.qkv_size(), config.intermediate_size));
-        if self.widths != widths(config) || own != wanted || rows > self.rows {
+        if self.widths != widths(config) || own != wanted {
             return Err(Error::mismatch(
                 "Encoder::forward",
                 "workspace",
-                format!("for {} rows of widths {:?}, (QKV, inner) {own:?}", self.rows, self.widths),
-                format!("at least {rows} rows of widths {:?}, (QKV, inner) {wanted:?}", widths(config)),
+                format!("of widths {:?}, (QKV, inner) {own:?}", self.widths),
+                format!("widths {:?}, (QKV, inner) {wanted:?}", widths(config)),
             ));
         }
         let rotary = self.rotary().map(|table| *table.rotary());

@@ -167,8 +167,12 @@ fn refused(device: &Device) -> Outcome {
     is(program.forward(&PafForward { reserved: 1, ..good }), invalid, "reserved is 1")?;
     is(program.forward(&PafForward { struct_size: 8, ..good }), invalid, "struct_size is 8")?;
     let many = PafBatch { batch: 3, lengths: null(), ..program.batch };
-    is(program.forward(&PafForward { batch: &many, ..good }), invalid, "at least 210 rows")?;
-    if !last_error(program.encoder).contains("at least 210 rows") {
+    is(
+        program.forward(&PafForward { batch: &many, ..good }),
+        invalid,
+        "number of rows is 210, expected at most the 140",
+    )?;
+    if !last_error(program.encoder).contains("number of rows is 210") {
         return Err(format!("the encoder's last error is {}", last_error(program.encoder)).into());
     }
     let (mut bytes, mut encoder) = (0, null_mut());

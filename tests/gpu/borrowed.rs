@@ -8,13 +8,14 @@ use libtest_mimic::{Failed, Trial};
 use paf_cuda::gpu::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use paf_cuda::gpu::cudarc::driver::{CudaContext, DevicePtr, DevicePtrMut};
 use paf_cuda::gpu::{
-    Batch, BorrowedLayer, BorrowedSequences, Device, ElementType, Encoder, EncoderWeights, Location, Stream, Tensor,
+    Batch, BorrowedLayer, BorrowedSequences, Device, ElementType, Encoder, EncoderWeights, Floats, Location, Pooling,
+    Stream, Tensor, kernel,
 };
-use paf_cuda::weights::{LayerWeights, random_layers};
+use paf_cuda::weights::{LayerWeights, random_activations, random_layers};
 use paf_cuda::{BatchShape, Design, Dtype, Error, Schedule};
 
-use super::engine::{Engine, returns_while_blocked};
-use super::{ALONE, Fixture, Outcome, differs, expect};
+use super::engine::{Engine, Numbers, returns_while_blocked};
+use super::{ALONE, Fixture, Outcome, differs, expect, models};
 
 pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
     // Each alone: what other programs do on the default stream breaks another test's capture.
@@ -33,6 +34,8 @@ pub fn trials(device: &Device, trials: &mut Vec<Trial>) {
     #[cfg(feature = "dlpack")]
     add("DLPack", dlpack);
     add("a capture", |device, _| capture(device));
+    add("a model in a capture is refused", model_in_capture);
+    add("pooled like a batch of its own", pooled);
     add("forward allocates nothing", |device, _| no_allocation(device));
     add("forward returns while its stream is blocked", |device, _| blocked(device));
 }
@@ -93,7 +96,57 @@ fn slices(device: &Device, design: Design) -> Outcome {
     differs(&expected, &got, || "slices".into())?;
     let short = x.slice(..128);
     let refused = encoder.forward_slices(&on, Schedule::TwoStream, batch, &short, &mut y, &mut workspace);
-    expect(&["x is 128 elements", "140 rows"], refused)
+    expect(&["x is 128 elements", "140 rows"], refused)?;
+    // The device's own object of the context has no part in cudarc's order.
+    let apart = Stream::new(device)?;
+    let refused = encoder.forward_slices(&apart, Schedule::TwoStream, batch, &x, &mut y, &mut workspace);
+    expect(&["CudaContext object", "from_cudarc"], refused)
+}
+
+/// Of packed sequences that the device alone knows, each has its vector.
+fn pooled(device: &Device, _: Design) -> Outcome {
+    let context = CudaContext::new(device.info().ordinal)?;
+    let shape = BatchShape::packed(vec![70, 0, 33, 1])?;
+    let x = Tensor::from_host(device, Dtype::Bf16, shape.rows(), 128, &random_activations(shape.rows(), 128, 3))?;
+    let stream = context.new_stream()?;
+    let numbers = Numbers::new(&stream, &shape)?;
+    stream.synchronize()?;
+    // SAFETY: the numbers live until the device has been waited for.
+    let raw = unsafe { Batch::from_raw(device, numbers.sequences(&stream))? };
+    let on = Stream::new(device)?;
+    let of = |batch: &Batch, sequences: usize| -> Result<Vec<f32>, Error> {
+        let mut out = Floats::poisoned(device, sequences * 128)?;
+        kernel::pool(&on, Pooling::Mean, batch, &x, &mut out)?;
+        out.to_host()
+    };
+    let (expected, got) = (of(&Batch::new(device, &shape)?, 4)?, of(&raw, 4)?);
+    if expected != got || !got.iter().all(|value| value.is_finite()) {
+        return Err("someone else's numbers give other vectors".into());
+    }
+    expect(&["length of out is 128", "512"], of(&raw, 1).map(drop))
+}
+
+/// What a model copies from the host would be read again when the graph runs, when it is no longer there.
+fn model_in_capture(device: &Device, design: Design) -> Outcome {
+    let context = CudaContext::new(device.info().ordinal)?;
+    let stream = context.new_stream()?;
+    let (model, shape) = (models::model(device, design)?, BatchShape::new(2, 9)?);
+    let mut workspace = model.workspace(&Stream::from_cudarc(device, &stream)?, shape.rows(), shape.batch())?;
+    workspace.poison()?;
+    let mut forward = || -> Result<Vec<f32>, Error> {
+        model.forward(Schedule::Serial, &shape, &models::ids(&shape), None, &mut workspace)?;
+        workspace.hidden()
+    };
+    let expected = forward()?;
+    stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL)?;
+    let captured = forward();
+    let ended = stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY);
+    expect(&["a copy of the host's numbers in a stream capture"], captured.map(drop))?;
+    drop(ended);
+    if forward()? != expected {
+        return Err("after a capture the model gives something else".into());
+    }
+    Ok(())
 }
 
 /// A context of someone else's works as the primary one does, and is still theirs when the device is gone.
@@ -230,6 +283,8 @@ fn refused(device: &Device, design: Design) -> Outcome {
     expect(&["0x2", "4-byte"], batch(BorrowedSequences::Padded { batch: 1, seq_len: 8, lengths: 2 }).map(drop))?;
     let packed = BorrowedSequences::Packed { batch: 2, seq_len: 8, rows: 17, lengths: 4, first_rows: 4, positions: 4 };
     expect(&["17 (batch 2, seq_len 8)"], batch(packed).map(drop))?;
+    let none = BorrowedSequences::Packed { batch: 2, seq_len: 8, rows: 0, lengths: 4, first_rows: 4, positions: 4 };
+    expect(&["rows = 0"], batch(none).map(drop))?;
     let on = stream.cu_stream();
     let y = engine.y.device_ptr_mut(&stream).0;
     let mut forward = |x: u64, scratch: u64, bytes: usize| -> Result<(), Error> {

@@ -38,6 +38,16 @@ impl Stream {
         self.device.check("synchronising a stream", unsafe { result::stream::synchronize(self.raw()) })
     }
 
+    /// Whether what is launched on it is recorded instead of run.
+    pub(in crate::gpu) fn is_capturing(&self) -> Result<bool> {
+        self.device.enter()?;
+        let mut status = sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+        // SAFETY: the stream is live; the driver writes one value.
+        let asked = unsafe { sys::cuStreamIsCapturing(self.raw(), &mut status) }.result();
+        self.device.check("asking whether a stream captures", asked)?;
+        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    }
+
     /// The device that it belongs to.
     pub fn device(&self) -> &Device {
         &self.device

@@ -111,9 +111,11 @@ pub fn attention(
 /// As [`attention()`]; [`Error::Cuda`] for an empty list.
 pub fn record_attentions<'a>(stream: &Stream, attentions: &[Attention<'a>], out: &'a mut Tensor) -> Result<Graph<'a>> {
     // What a variant needs is loaded before the capture, in which nothing may be.
-    let portable = |attention: &&Attention<'_>| matches!(attention.variant, Some(AttentionVariant::Sm80 { .. }));
-    if let Some(first) = attentions.iter().find(portable) {
-        stream.device().kernels(first.qkv.dtype())?.attention_sm80(stream.device())?;
+    for attention in attentions {
+        let kernels = stream.device().kernels(attention.qkv.dtype())?;
+        if let Some(AttentionVariant::Sm80 { .. }) = attention.variant {
+            kernels.attention_sm80(stream.device())?;
+        }
     }
     Graph::record(stream, || attentions.iter().try_for_each(|of| attention(stream, of, out, None)))
 }

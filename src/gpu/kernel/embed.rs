@@ -78,10 +78,10 @@ pub fn pool(stream: &Stream, pooling: Pooling, batch: &Batch, hidden: &Tensor, o
     let dtype = same_kind(OPERATION, stream, [hidden])?;
     batch.check_device(OPERATION, stream.device())?;
     check_device(OPERATION, stream, out.device())?;
-    let (shape, hidden_size) = (batch.shape(), hidden.shape().1);
-    check_shape(OPERATION, "hidden states", hidden, (shape.rows(), hidden_size))?;
-    check_floats(OPERATION, out, shape.batch().saturating_mul(hidden_size))?;
-    let (sequences, most) = (batch.sequences(), pooling.most_rows());
+    // Of a batch in someone else's memory they know how many sequences there are, its shape does not.
+    let (sequences, hidden_size, most) = (batch.sequences(), hidden.shape().1, pooling.most_rows());
+    check_shape(OPERATION, "hidden states", hidden, (sequences.rows, hidden_size))?;
+    check_floats(OPERATION, out, sequences.batch.saturating_mul(hidden_size))?;
     let pool = Pool { hidden: hidden.matrix(), sequences, most, out: out.pointer() };
     let kernels = stream.device().kernels(dtype)?;
     stream.device().enter()?;

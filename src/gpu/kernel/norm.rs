@@ -125,8 +125,9 @@ pub fn record_join_again<'a>(stream: &Stream, join: JoinOperands<'a>, times: usi
 ///
 /// # Errors
 /// As [`join`]; [`Error::Cuda`] for an empty list.
-pub fn record_joins<'a>(stream: &Stream, joins: &mut [JoinOperands<'a>]) -> Result<Graph<'a>> {
-    prepare_joins(stream, joins)?;
+pub fn record_joins<'a>(stream: &Stream, joins: Vec<JoinOperands<'a>>) -> Result<Graph<'a>> {
+    let mut joins = joins;
+    prepare_joins(stream, &joins)?;
     Graph::record(stream, || joins.iter_mut().try_for_each(|of| of.enqueue(stream)))
 }
 

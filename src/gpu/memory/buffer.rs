@@ -114,7 +114,13 @@ impl Buffer {
         offset_bytes: usize,
         values: &[T],
     ) -> Result<()> {
-        // SAFETY: pageable memory, of which the driver has made its own copy when the call returns.
+        if stream.is_capturing()? {
+            return Err(Error::Unsupported {
+                what: "a copy of the host's numbers in a stream capture".into(),
+                remedy: "capture calls of an encoder, whose batch is on the device already".into(),
+            });
+        }
+        // SAFETY: pageable memory, of which the driver has made its own copy when the call returns, in no capture.
         unsafe { self.write_from_page_locked(stream, offset_bytes, values) }
     }
 

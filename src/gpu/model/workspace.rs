@@ -1,5 +1,7 @@
 //! What calls of a model need beside its weights: where the batch, its hidden states and results are.
 
+use std::time::Duration;
+
 use super::Model;
 use super::weights::DeviceWeights;
 use crate::config::{BatchShape, check_dimension};
@@ -8,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::gpu::batch::Batch;
 use crate::gpu::device::{Device, Stream};
 use crate::gpu::memory::{Buffer, Floats, Matrix, Tensor};
-use crate::gpu::workspace::Workspace;
+use crate::gpu::workspace::{Branch, Workspace};
 
 /// Rows whose logits are computed at a time: a vocabulary of 250,000 then takes 32 MB.
 pub(super) const LOGITS_ROWS: usize = 64;
@@ -118,9 +120,14 @@ impl ModelWorkspace {
         self.hidden.first_rows(self.batch.shape().rows())
     }
 
-    /// The encoder's part, for [`hold_back`](Workspace::hold_back) and [`set_overlap`](Workspace::set_overlap).
-    pub fn encoder(&mut self) -> &mut Workspace {
-        &mut self.encoder
+    /// [`Workspace::set_overlap`] for the encoder's calls.
+    pub fn set_overlap(&mut self, overlap: bool) {
+        self.encoder.set_overlap(overlap);
+    }
+
+    /// [`Workspace::hold_back`] for the encoder's calls.
+    pub fn hold_back(&mut self, branch: Branch, time: Duration) {
+        self.encoder.hold_back(branch, time);
     }
 
     /// Overwrites all of it with NaN, after everything launched on the device has finished: what is read before it is written

@@ -221,6 +221,11 @@ impl Setting<'_> {
         if plan.schedule().check(self.config.design).is_err() {
             return Ok(false);
         }
+        // What follows asks what the plan's attention leaves to products, for which there has to be such a thing.
+        let variants = kernel::attention_variants(self.device, self.config.head_dim);
+        if plan.attention().is_some_and(|variant| !variants.contains(&variant)) {
+            return Ok(false);
+        }
         if let Some(variant) = plan.attention() {
             let planned = attention::planned(self.kernels, self.device, &self.attention(plan)?)?;
             if !self.attentions(plan, planned)?.any(|known| known == variant) {

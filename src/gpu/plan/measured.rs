@@ -83,7 +83,8 @@ impl Planner {
 
     /// Keeps what was measured in that file, and measures only what is not there yet: this build's kernels on this device, with
     /// these layers and this batch shape, for at least as long as the budget now is. Entries that are damaged, or made by another
-    /// build or device, are not used. The file is replaced as a whole; processes may share it.
+    /// build or device, are not used. The file is replaced as a whole; processes may share it. Nothing
+    /// is kept for a batch in someone else's memory with lengths, which the device alone knows.
     pub fn cache(self, path: impl Into<PathBuf>) -> Self {
         Self { cache: Some(path.into()), ..self }
     }
@@ -101,7 +102,11 @@ impl Planner {
         let setting = Setting { kernels, device, config: &encoder.config().layer, batch };
         let key = Key::of(encoder, batch.shape());
         let mut warnings = Vec::new();
-        if let Some(path) = &self.cache {
+        let cache = self.cache.as_ref().filter(|_| !batch.hides_lengths());
+        if self.cache.is_some() && cache.is_none() {
+            warnings.push("the plan is neither kept nor looked for: the device alone knows the batch's lengths".into());
+        }
+        if let Some(path) = cache {
             let found = cache::find(path, &key, self.budget, |plan| setting.allows(plan), &mut warnings)?;
             if let Some((plan, candidates)) = found {
                 return Ok(Planned { plan, candidates, from_cache: true, warnings });
@@ -109,7 +114,7 @@ impl Planner {
         }
         let bench = OnDevice::new(encoder, setting)?;
         let (plan, candidates) = search(&&bench, self.budget)?;
-        if let Some(path) = &self.cache
+        if let Some(path) = cache
             && let Err(error) = cache::store(path, Entry::new(key, self.budget, &plan, &candidates))
         {
             warnings.push(format!("the plan is not kept: cannot write {}: {error}", path.display()));

@@ -117,9 +117,9 @@ impl Operands {
     pub fn record(&mut self, stream: &Stream) -> Result<[Graph<'_>; 2]> {
         let Self { batch, rotation, hot, device_vectors, .. } = self;
         let sets = rotation.len();
-        let mut joins: Vec<_> = rotation.iter_mut().map(|set| set.join(batch, device_vectors)).collect();
+        let joins: Vec<_> = rotation.iter_mut().map(|set| set.join(batch, device_vectors)).collect();
         Ok([
-            kernel::record_joins(stream, &mut joins)?,
+            kernel::record_joins(stream, joins)?,
             kernel::record_join_again(stream, hot.join(batch, device_vectors), sets)?,
         ])
     }

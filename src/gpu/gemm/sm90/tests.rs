@@ -25,6 +25,8 @@ fn what_the_kernel_cannot_do_is_refused() {
         ("sm90:128x192:split2:stages3", [8, 2], "none for tile 128x192"),
         ("sm90:128x128t:split2:stages3", [8, 2], "none for tile 128x128t"),
         ("sm90:128x64:split3:stages4", [8, 2], "split of K"),
+        ("sm90:128x64:split18446744073709551615:stages2", [8, 2], "stages"),
+        ("sm90:128x64:share1x1:stages18446744073709551615", [8, 2], "stages"),
         ("sm90:128x64:split8:stages4", [4, 2], "split of K"),
         ("sm90:128x128t:parts2:stages4", [8, 2], "none for tile 128x128t"),
         ("sm90:128x128h:split2:stages3", [8, 2], "none for tile 128x128h"),
