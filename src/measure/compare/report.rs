@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::measure::report::{self, Ceilings, Config, Run, Spread, Verified, shape_name};
+use crate::measure::report::{self, Ceilings, Config, Run, Sides, Spread, Verified, shape_name};
 use crate::measure::statistics::paired_ratio;
 use crate::measure::warnings;
 
@@ -108,7 +108,9 @@ pub struct PeerRow {
     pub samples_us: Vec<f64>,
     /// Their median, µs.
     pub median_us: Spread,
-    /// Median of the paired ratios: this one's time over that of our fastest row of the same design.
+    /// Median of the paired ratios: this one's time over that of ours in the same design, which is the faster row of SAF, and of PAF the
+    /// planner's choice, or the fastest row where nobody planned. In older files over our fastest row of PAF, too; the tables have it from
+    /// the samples.
     pub over_ours: Spread,
 }
 
@@ -132,10 +134,9 @@ struct Row<'a> {
     design: &'a str,
     samples_us: &'a [f64],
     median_us: Spread,
-    over_ours: Option<Spread>,
 }
 
-/// The best of ours and the best of PyTorch's, if there is any, in one design.
+/// Ours and the best of PyTorch's, if there is any, in one design.
 struct Pair<'a> {
     ours: &'a report::Variant,
     peer: Option<&'a PeerRow>,
@@ -155,7 +156,7 @@ const BEST: [&str; 9] = [
     "SAF / PAF here",
     "PyTorch's",
 ];
-const ALL: [&str; 5] = ["batch × seq", "design", "by", "median, ms", "this / best here"];
+const ALL: [&str; 5] = ["batch × seq", "design", "by", "median, ms", "this / here"];
 
 fn ms(us: Spread) -> String {
     us.plus_minus(1e3)
@@ -163,6 +164,11 @@ fn ms(us: Spread) -> String {
 
 fn ratio(of: Option<Spread>) -> String {
     of.map_or_else(|| ABSENT.to_owned(), |of| of.plus_minus(1.0))
+}
+
+/// Our schedule and mode.
+fn name_of(ours: &report::Variant) -> String {
+    format!("{}, {}", ours.schedule_name(), ours.mode)
 }
 
 /// Of the times in the same rounds.
@@ -178,27 +184,31 @@ impl PeerRow {
 }
 
 impl Case {
-    /// Our fastest row of a design.
-    pub(super) fn ours_best(&self, design: &str) -> Option<&report::Variant> {
-        let of_design = self.ours.variants.iter().filter(|variant| variant.design == design);
-        of_design.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median))
+    /// Our SAF and PAF, as in `paf speedup`, in the mode in which SAF is faster: PAF is not the luckiest of many rows.
+    fn sides(&self) -> Option<Sides<'_>> {
+        self.ours.sides().min_by(|a, b| a.saf.median_us.median.total_cmp(&b.saf.median_us.median))
     }
 
-    fn pair(&self, is_saf: bool) -> Option<Pair<'_>> {
-        let of_side = |design: &str| design.starts_with("saf") == is_saf;
-        let design = &self.ours.variants.iter().find(|variant| of_side(&variant.design))?.design;
-        let peers = self.peers.iter().filter(|row| of_side(&row.design));
-        let peer = peers.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median));
-        Some(Pair { ours: self.ours_best(design)?, peer })
+    /// Our row of a design that PyTorch's are beside.
+    pub(super) fn ours_in(&self, design: &str) -> Option<&report::Variant> {
+        let Sides { saf, paf, .. } = self.sides()?;
+        [saf, paf].into_iter().find(|ours| ours.design == design)
+    }
+
+    /// Of PyTorch's rows the fastest, in its favour.
+    fn pair<'a>(&'a self, ours: &'a report::Variant) -> Pair<'a> {
+        let peers = self.peers.iter().filter(|row| row.design == ours.design);
+        Pair { ours, peer: peers.min_by(|a, b| a.median_us.median.total_cmp(&b.median_us.median)) }
     }
 
     /// Ours over PyTorch's, both designs, and SAF over PAF of either side.
     fn best_cells(&self) -> Option<[String; 9]> {
-        let (saf, paf) = (self.pair(true)?, self.pair(false)?);
-        let of = |pair: &Pair<'_>| {
-            let peer =
-                pair.peer.map_or_else(|| ABSENT.to_owned(), |row| format!("{} {}", ms(row.median_us), row.name()));
-            [ms(pair.ours.median_us), peer, ratio(pair.peer.map(|row| row.over_ours))]
+        let Sides { saf, paf, .. } = self.sides()?;
+        let (saf, paf) = (self.pair(saf), self.pair(paf));
+        let of = |&Pair { ours, peer }: &Pair<'_>| {
+            let over = peer.and_then(|row| paired(&row.samples_us, &ours.samples_us));
+            let peer = peer.map_or_else(|| ABSENT.to_owned(), |row| format!("{} {}", ms(row.median_us), row.name()));
+            [format!("{} {}", ms(ours.median_us), name_of(ours)), peer, ratio(over)]
         };
         let theirs = saf.peer.zip(paf.peer).and_then(|(saf, paf)| paired(&saf.samples_us, &paf.samples_us));
         let here = paired(&saf.ours.samples_us, &paf.ours.samples_us);
@@ -213,11 +223,10 @@ impl Case {
     fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         let ours = self.ours.variants.iter().map(|variant| Row {
             by: "paf-cuda".into(),
-            name: format!("{}, {}", variant.schedule_name(), variant.mode),
+            name: name_of(variant),
             design: &variant.design,
             samples_us: &variant.samples_us,
             median_us: variant.median_us,
-            over_ours: None,
         });
         let peers = self.peers.iter().map(|row| Row {
             by: row.by.clone(),
@@ -225,14 +234,13 @@ impl Case {
             design: &row.design,
             samples_us: &row.samples_us,
             median_us: row.median_us,
-            over_ours: Some(row.over_ours),
         });
         ours.chain(peers)
     }
 
     fn all_cells(&self) -> impl Iterator<Item = [String; 5]> + '_ {
         self.rows().map(|row| {
-            let over = row.over_ours.or_else(|| paired(row.samples_us, &self.ours_best(row.design)?.samples_us));
+            let over = self.ours_in(row.design).and_then(|ours| paired(row.samples_us, &ours.samples_us));
             [self.name(), row.design.to_owned(), format!("{} {}", row.by, row.name), ms(row.median_us), ratio(over)]
         })
     }
@@ -247,7 +255,7 @@ impl Stack {
         format!("{name} ({}): {layers} layers of {hidden}{left_out}", self.design)
     }
 
-    /// The best of either side, in Markdown.
+    /// Ours and the best of PyTorch's, in Markdown.
     fn best(&self) -> String {
         report::markdown(BEST, self.cases.iter().filter_map(Case::best_cells))
     }
@@ -291,7 +299,7 @@ impl Report {
         self.stacks.iter().flat_map(|stack| stack.cases.iter().flat_map(move |case| of_case(stack, case))).collect()
     }
 
-    /// The tables for a terminal: the best of either side, and every row.
+    /// The tables for a terminal: ours beside the best of PyTorch's, and every row.
     pub fn table(&self) -> String {
         let mut text = String::new();
         for stack in &self.stacks {
@@ -310,7 +318,8 @@ impl Report {
         })
     }
 
-    /// Of each batch shape ours and PyTorch's best SAF and PAF alone, in Markdown, and what is not there.
+    /// Of each batch shape our SAF and PAF and PyTorch's best alone, in Markdown, and what is not there: of ours SAF's faster row, and PAF
+    /// as the planner chose it, or its fastest row where nobody planned.
     pub fn summary(&self) -> String {
         self.of_stacks(Stack::best)
     }

@@ -28,7 +28,7 @@ const COLUMNS: [&str; 7] = ["batch × seq", "mode", "SAF, ms", "PAF, ms", "PAF's
 
 impl Case {
     /// In modes by name.
-    fn sides(&self) -> impl Iterator<Item = Sides<'_>> {
+    pub(in crate::measure) fn sides(&self) -> impl Iterator<Item = Sides<'_>> {
         let mut modes: Vec<&str> = self.variants.iter().map(|variant| variant.mode.as_str()).collect();
         modes.sort_unstable();
         modes.dedup();
