@@ -207,8 +207,8 @@ fn losses(files: &[File]) -> String {
     if html.is_empty() || speedups(files).next().is_none() {
         return html;
     }
-    let lead =
-        "Rows whose interval of SAF / PAF lies below 1 or reaches it: single schedules, beside the fastest ones above.";
+    let lead = "Rows of PAF whose interval of SAF / PAF lies below 1 or reaches it: of single schedules, and of what the planner chose \
+                (auto), which is what the table above has.";
     format!("<p>{}</p>\n{html}", Escaped(lead))
 }
 
@@ -233,7 +233,7 @@ fn predicted(files: &[File]) -> String {
     html
 }
 
-/// Predicted ratios beside those that `paf speedup` has measured of the same layers on the same device, as graphs.
+/// Predicted ratios beside those that `paf speedup` has measured of the same layers on the same device, as graphs, PAF as planned.
 fn beside(files: &[File], report: &complexity::Report, title: &str) -> String {
     let is_same = |other: &Report| {
         let dimensions = |config: &report::Config| {
@@ -247,11 +247,9 @@ fn beside(files: &[File], report: &complexity::Report, title: &str) -> String {
     let mut rows = Vec::new();
     for (name, other) in speedups(files).filter(|(_, other)| is_same(other)) {
         for case in report.cases.iter().filter(|case| case.lengths.is_none()) {
-            let alike = |of: &&report::Case| (of.batch, of.seq_len, &of.lengths) == (case.batch, case.seq_len, &None);
-            let Some(measured) = other.cases.iter().find(alike) else { continue };
-            let of_design = |v: &&Variant| v.mode == "graph" && v.design == report.design;
-            let by_time = |a: &&Variant, b: &&Variant| a.median_us.median.total_cmp(&b.median_us.median);
-            let Some(paf) = measured.variants.iter().filter(of_design).min_by(by_time) else { continue };
+            let alike = |of: &report::Case| (of.batch, of.seq_len, &of.lengths) == (case.batch, case.seq_len, &None);
+            let of_design = |of: &Sides<'_>| of.mode == "graph" && of.paf.design == report.design && alike(of.case);
+            let Some(Sides { paf, .. }) = other.sides().find(of_design) else { continue };
             let (predicted, ratio) = (&case.predicted, paf.speedup_over_saf);
             rows.push([
                 case.name(),
@@ -276,7 +274,9 @@ fn beside(files: &[File], report: &complexity::Report, title: &str) -> String {
         "measured",
         "measured in",
     ];
-    table(&format!("{title}: predicted beside measured; error is predicted / measured ratio − 1"), columns, rows)
+    let caption =
+        format!("{title}: predicted beside measured, PAF as planned; error is predicted / measured ratio − 1");
+    table(&caption, columns, rows)
 }
 
 fn complexity_caption(report: &complexity::Report) -> String {
@@ -308,7 +308,11 @@ fn timelines(files: &[File]) -> String {
 fn place(results: &Results) -> Option<(&'static str, &'static str, &'static str)> {
     Some(match results {
         Results::Speedup(_) | Results::Complexity(_) => return None,
-        Results::Compare(_) => ("layers", "SAF and PAF", "time of PyTorch over ours, and of each row over our best"),
+        Results::Compare(_) => (
+            "layers",
+            "SAF and PAF",
+            "time of PyTorch’s best over ours (the faster SAF, PAF as planned), and of each row over the same",
+        ),
         Results::Peak(_) => ("kernels", "Measured peak", "time and rate of the large product"),
         Results::Gemm(_) => ("kernels", "GEMM beside cuBLASLt", "time of cuBLASLt over ours"),
         Results::Attention(_) => ("kernels", "Attention beside PyTorch", "time of PyTorch’s back ends over ours"),
