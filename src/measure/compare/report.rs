@@ -296,7 +296,8 @@ impl Report {
             let name = format!("{} {}", stack.model.as_deref().unwrap_or(CUSTOM), case.name());
             warnings::of_case(&name, states, ours.chain(peers), self.noise_target)
         };
-        self.stacks.iter().flat_map(|stack| stack.cases.iter().flat_map(move |case| of_case(stack, case))).collect()
+        let cases = self.stacks.iter().flat_map(|stack| stack.cases.iter().map(move |case| (stack, case)));
+        warnings::of_run(&self.run).chain(cases.flat_map(|(stack, case)| of_case(stack, case))).collect()
     }
 
     /// The tables for a terminal: ours beside the best of PyTorch's, and every row.

@@ -345,7 +345,7 @@ impl Report {
             let rows = rows.iter().map(|row| (row.subject.name().to_owned(), row.median_us));
             warnings::of_case(&case.name(), [state_before.as_ref(), state_after.as_ref()], rows, self.noise_target)
         };
-        self.cases.iter().flat_map(of_case).collect()
+        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
     }
 
     /// The tables for a terminal.

@@ -223,6 +223,9 @@ fn tables_say_what_is_predicted_and_what_was_measured() {
     noisy.cases[1].measured.as_mut().unwrap().rows[4].median_us.high *= 1.1;
     let warnings = noisy.warnings();
     assert!(warnings.len() == 1 && warnings[0].starts_with("1 × 512: noise above ± 0.5 %: PAF auto ±"), "{warnings:?}");
+    noisy.run.planted = Some("PAF_PLANT_SLOWDOWN=paf:1.05".into());
+    let planted = "times that a test has made longer: PAF_PLANT_SLOWDOWN=paf:1.05".to_owned();
+    assert_eq!(noisy.warnings(), [vec![planted], warnings].concat());
 
     let mut predicted = report.clone();
     predicted.cases.iter_mut().for_each(|case| case.measured = None);

@@ -252,7 +252,11 @@ fn noisy_rows_of_both_sides_are_named() {
     report.stacks[0].cases.truncate(1);
     let name = report.stacks[0].cases[0].ours.variants[1].name();
     let rows = format!("{name} ± 10.0 %, PyTorch paf-pre eager (launches) ± 10.0 %");
-    assert_eq!(report.warnings(), [format!("custom dimensions 1 × 8: noise above ± 0.5 %: {rows}")]);
+    let noisy = format!("custom dimensions 1 × 8: noise above ± 0.5 %: {rows}");
+    assert_eq!(report.warnings(), [noisy.clone()]);
+    report.run.planted = Some("PAF_PLANT_SLOWDOWN=paf:1.05".into());
+    let planted = "times that a test has made longer: PAF_PLANT_SLOWDOWN=paf:1.05".to_owned();
+    assert_eq!(report.warnings(), [planted, noisy]);
 }
 
 #[test]
