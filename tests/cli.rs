@@ -239,6 +239,16 @@ fn a_small_comparison_gives_a_table_and_files() {
 }
 
 #[test]
+fn the_engine_has_the_threads_that_are_asked_for() {
+    for threads in [1, 3] {
+        let output = paf(&small(&["--threads", &threads.to_string(), "--json", "-"]));
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["machine"]["cpu_threads"], threads);
+    }
+}
+
+#[test]
 fn a_comparison_with_pytorch_is_reported_again() {
     let folder = tempfile::tempdir().unwrap();
     let (speedup, compare) = (folder.path().join("s.json"), folder.path().join("c.json"));

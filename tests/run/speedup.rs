@@ -57,6 +57,13 @@ fn a_checkpoint_is_measured_in_both_designs_with_its_texts_lengths() {
     }
 }
 
+/// Texts' tokens are made on the pool of those threads.
+#[test]
+fn threads_may_be_chosen_beside_texts() {
+    let report = report(&Folder::new("gptj"), &["--text", "w5 w6", "--threads", "3"]);
+    assert_eq!((&report["cases"][0]["lengths"], &report["machine"]["cpu_threads"]), (&json!([2]), &json!(3)));
+}
+
 #[test]
 fn a_checkpoint_is_measured_on_shapes_too() {
     let folder = Folder::new("falcon");

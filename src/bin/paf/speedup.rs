@@ -68,6 +68,14 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let effort = arguments.sampling.effort()?;
+    if let Some(threads) = arguments.threads {
+        if threads == 0 || threads > 4096 {
+            let got = threads.to_string();
+            return Err(Error::InvalidConfig { field: "threads", got, expected: "1 to 4096".into() }.into());
+        }
+        // Before anything runs on the pool, as texts' tokens are made on it: the first use makes it, and there is but one.
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
     let baseline = arguments.baseline.open::<Report>(report::SCHEMA)?;
     let engine = engine(arguments)?;
     let experiment = experiment(arguments, matches!(engine, Engine::Cpu), effort)?;
@@ -75,13 +83,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if sinks.iter().flatten().filter(|sink| sink.is_stdout()).count() > 1 {
         let expected = "stdout for at most one of --json and --csv".into();
         return Err(Error::InvalidConfig { field: "csv", got: "\"-\"".into(), expected }.into());
-    }
-    if let Some(threads) = arguments.threads {
-        if threads == 0 || threads > 4096 {
-            let got = threads.to_string();
-            return Err(Error::InvalidConfig { field: "threads", got, expected: "1 to 4096".into() }.into());
-        }
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     baseline.as_ref().map_or(Ok(()), |baseline| baseline.check(&experiment.identity(&engine)))?;
 
