@@ -141,6 +141,12 @@ fn a_device_that_is_not_there_is_a_failure() {
 #[test]
 fn bad_choices_of_kernels_are_usage_errors() {
     refuses(&["kernels", "gemm", "--shapes", "128x4096"], 2, &["128x4096", "MxNxK"]);
+    for shape in ["0x4096x1024", "128x0x1024", "128x4096x0"] {
+        refuses(&["kernels", "gemm", "--shapes", shape], 2, &[shape, "none of them 0"]);
+    }
+    for rows in ["--min-m", "--max-m"] {
+        refuses(&["kernels", "gemm", "--shapes", "128x4096x1024", rows, "64"], 2, &[rows, "--shapes"]);
+    }
     refuses(&["kernels", "gemm", "--variants", "sm90:1x1:share1x1:stages4"], 2, &["sm90:1x1", "256x128", "16x64"]);
     refuses(&["kernels", "gemm", "--min-m", "3", "--max-m", "4"], 2, &["3..=4"]);
     refuses(&["kernels", "gemm", "--seconds", "0"], 2, &["seconds = 0"]);

@@ -64,11 +64,11 @@ pub struct Gemm {
     /// Shapes, as MxNxK [default: 84 shapes of transformer layers]
     #[arg(long, value_delimiter = ',', value_parser = shape)]
     shapes: Vec<gemm::Shape>,
-    /// Of the default shapes only those with at most so many rows.
-    #[arg(long)]
+    /// Of the default shapes only those with at most so many rows; not with --shapes.
+    #[arg(long, conflicts_with = "shapes")]
     max_m: Option<usize>,
-    /// Of the default shapes only those with at least so many rows.
-    #[arg(long)]
+    /// Of the default shapes only those with at least so many rows; not with --shapes.
+    #[arg(long, conflicts_with = "shapes")]
     min_m: Option<usize>,
     /// Variants to measure beside the planned one, e.g. sm90:128x64:split4:stages8, or `all`.
     #[arg(long, value_delimiter = ',')]
@@ -93,10 +93,11 @@ pub struct Attention {
 }
 
 fn shape(text: &str) -> Result<gemm::Shape, String> {
-    let numbers: Option<Vec<usize>> = text.split('x').map(|part| part.parse().ok()).collect();
+    let positive = |part: &str| part.parse().ok().filter(|&number: &usize| number > 0);
+    let numbers: Option<Vec<usize>> = text.split('x').map(positive).collect();
     match numbers.as_deref() {
         Some(&[m, n, k]) => Ok((m, n, k)),
-        _ => Err(format!("{text:?} is not MxNxK, e.g. 128x4096x1024")),
+        _ => Err(format!("{text:?} is not MxNxK, none of them 0, e.g. 128x4096x1024")),
     }
 }
 
