@@ -70,6 +70,11 @@ impl Default for Planner {
 }
 
 impl Planner {
+    /// A schedule as slow as that beside the best, its kernels being estimated, may win once they are tuned.
+    pub(crate) const CLOSE: f64 = 1.1;
+    /// What a variant has to gain to be kept, a share: less could be noise.
+    pub(crate) const GAIN: f64 = 0.005;
+
     /// A planner that measures for about two seconds and keeps nothing.
     pub fn new() -> Self {
         Self::default()

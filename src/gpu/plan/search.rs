@@ -4,15 +4,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::choice::{LayerProduct, Plan};
-use super::measured::Timed;
+use super::measured::{Planner, Timed};
 use crate::config::Schedule;
 use crate::error::Result;
 use crate::turns;
 
-/// A schedule as slow as that beside the best, its kernels being estimated, may win once they are tuned.
-const CLOSE: f64 = 1.1;
-/// What a variant has to gain to be kept: less could be noise.
-const GAIN: f64 = 0.005;
 /// Variants tried beside the present one of a product.
 pub(super) const ALTERNATIVES: usize = 24;
 /// Rounds of a contest that do not count, that it must have to decide between variants, and that are enough.
@@ -124,7 +120,7 @@ pub(super) fn search<B: Bench>(bench: &B, budget: Duration) -> Result<(Plan, Vec
 
     // Stable: of equals, the one with the fewest demands.
     entrants.sort_by(|a, b| a.median_us().total_cmp(&b.median_us()));
-    let limit = entrants[0].median_us() * CLOSE;
+    let limit = entrants[0].median_us() * Planner::CLOSE;
     entrants.retain(|entrant| entrant.median_us() <= limit);
 
     let mut contests = Vec::new();
@@ -158,7 +154,7 @@ pub(super) fn search<B: Bench>(bench: &B, budget: Duration) -> Result<(Plan, Vec
         contest(bench, &mut field, MIN_ROUNDS, until, &mut measured)?;
         let (fastest, ratio) = fastest(&field);
         best[i] = {
-            let kept = if ratio < 1.0 - GAIN { fastest } else { &field[0] };
+            let kept = if ratio < 1.0 - Planner::GAIN { fastest } else { &field[0] };
             (kept.again(), kept.median_us())
         };
     }

@@ -9,7 +9,7 @@ use crate::dtype::Dtype;
 use crate::error::Result;
 use crate::gpu::{Batch, Device, Encoder, EncoderWeights, Planner};
 use crate::measure::machine::{self, Monitor};
-use crate::measure::report::{Config, DeviceState, Run};
+use crate::measure::report::{Config, DeviceState, Run, percent};
 use crate::weights::random_layers;
 
 use super::report::{Candidate, Case, Report, SCHEMA};
@@ -106,12 +106,14 @@ impl Experiment {
             config: Config::of(&self.config, self.rotary_left_out),
             seed: self.seed,
             budget_s: self.budget.as_secs_f64(),
-            method: "Random weights, distinct in every layer, and activations. Each plan: over the first two layers, two runs \
-                     bitwise equal, and at most 2e-2 (relative L2) from the serial schedule; then replayed as a CUDA graph, device \
-                     time between events around it, medians of interleaved rounds. First all schedules with estimated kernels, \
-                     then, for those within 5 % of the best, other ways to compute attention and each product in turn, kept where \
-                     they gain more than 0.5 %; then the finalists."
-                .into(),
+            method: format!(
+                "Random weights, distinct in every layer, and activations. Each plan: over the first two layers, two runs bitwise equal, and \
+                 at most 2e-2 (relative L2) from the serial schedule; then replayed as a CUDA graph, device time between events around it, \
+                 medians of interleaved rounds. First all schedules with estimated kernels, then, for those within {} % of the best, other \
+                 ways to compute attention and each product in turn, kept where they gain more than {} %; then the finalists.",
+                percent(Planner::CLOSE - 1.0),
+                percent(Planner::GAIN)
+            ),
             cases,
         })
     }
