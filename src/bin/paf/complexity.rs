@@ -9,10 +9,12 @@ use paf_cuda::gpu::Device;
 use paf_cuda::measure::complexity::{Experiment, Report};
 use paf_cuda::measure::devices::{self, Description};
 use paf_cuda::measure::plot;
+#[cfg(feature = "cuda")]
+use paf_cuda::measure::timing::Effort;
 use paf_cuda::{Dtype, Error};
 
 #[cfg(feature = "cuda")]
-use super::options::SamplingArguments;
+use super::options::{self, SamplingArguments};
 use super::options::{ShapeArguments, StackArguments};
 #[cfg(feature = "cuda")]
 use super::output::progress;
@@ -50,7 +52,8 @@ pub struct Arguments {
 /// `--seconds`, which is of account where there is a device.
 #[cfg(feature = "cuda")]
 fn of_device(seconds: clap::Arg) -> clap::Arg {
-    seconds.default_value("2").help("Seconds to sample each batch shape for, on a CUDA device")
+    let help = options::seconds_help("each batch shape on a CUDA device", Effort::default().min_rounds);
+    seconds.default_value("2").help(help)
 }
 
 /// What `--device` names.

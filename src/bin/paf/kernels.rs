@@ -39,6 +39,9 @@ pub struct List {
     device: DeviceArguments,
 }
 
+/// Rounds that are made whatever they cost: kernels' times vary less than layers'.
+const MIN_ROUNDS: usize = 7;
+
 /// How to measure, whatever kernel.
 #[derive(Debug, Args)]
 pub struct How {
@@ -47,8 +50,7 @@ pub struct How {
     dtype: Dtype,
     #[command(flatten)]
     device: DeviceArguments,
-    /// Seconds to sample each shape for.
-    #[arg(long, default_value_t = 0.5)]
+    #[arg(long, default_value_t = 0.5, help = options::seconds_help("each shape", MIN_ROUNDS))]
     seconds: f64,
     #[command(flatten)]
     noise: NoiseArguments,
@@ -129,7 +131,7 @@ fn peak_line(peak: Option<&Peak>) -> String {
 impl How {
     fn effort(&self) -> Result<Effort> {
         let (budget, noise) = (options::seconds(self.seconds)?, Some(self.noise.share()?));
-        Ok(Effort { min_rounds: 7, max_rounds: 101, budget, noise, ..Effort::default() })
+        Ok(Effort { min_rounds: MIN_ROUNDS, max_rounds: 101, budget, noise, ..Effort::default() })
     }
 }
 

@@ -230,8 +230,7 @@ impl From<Launch> for Mode {
 /// How long to sample layers, and on what numbers. A command may have another default of `--seconds`.
 #[derive(Debug, Args)]
 pub struct SamplingArguments {
-    /// Seconds to sample each batch shape for.
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, help = seconds_help("each batch shape", Effort::default().min_rounds))]
     seconds: f64,
     #[command(flatten)]
     noise: NoiseArguments,
@@ -270,6 +269,11 @@ pub fn percent(field: &'static str, percent: f64) -> Result<f64> {
         return Err(Error::InvalidConfig { field, got, expected }.into());
     }
     Ok(percent / 100.0)
+}
+
+/// What `--seconds` is: a limit, but for the rounds that an interval takes.
+pub fn seconds_help(what: &str, min_rounds: usize) -> String {
+    format!("Seconds to sample {what} for; the first {min_rounds} rounds are made however long they take")
 }
 
 /// What `--seconds` may be.

@@ -6,7 +6,6 @@ use anyhow::Result;
 use clap::Args;
 use paf_cuda::Dtype;
 use paf_cuda::measure::peak;
-#[cfg(feature = "cuda")]
 use paf_cuda::measure::timing::Effort;
 
 use super::options::{self, NoiseArguments};
@@ -23,8 +22,7 @@ pub struct Arguments {
     backend: Backend,
     #[command(flatten)]
     device: DeviceArguments,
-    /// Seconds to sample products for.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, help = options::seconds_help("products", Effort::default().min_rounds))]
     seconds: f64,
     #[command(flatten)]
     noise: NoiseArguments,
