@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::report::{self, DeviceState, Run, Spread};
-use super::warnings;
+use super::warnings::{self, Doubts};
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/norm/1";
@@ -133,19 +133,23 @@ impl Report {
         text
     }
 
-    /// What casts doubt on the times, a line each.
-    pub fn warnings(&self) -> Vec<String> {
-        let states = |case: &Case| (case.state_before.clone(), case.state_after.clone());
+    /// What casts doubt on the times.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
         let mut last = None;
-        let of_case = |case: &Case| {
+        let cases = self.cases.iter().map(|case| {
             // Shapes that were measured together have their states in common: what these tell is told once.
-            let own = Some(states(case)).filter(|own| last.replace(own.clone()).as_ref() != Some(own));
-            let states = own.as_ref().map_or([None; 2], |(before, after)| [before.as_ref(), after.as_ref()]);
+            let own = [case.state_before.as_ref(), case.state_after.as_ref()];
+            let states = if last.replace(own) == Some(own) { [None; 2] } else { own };
             let hot = case.hot.iter().map(|hot| ("hot".to_owned(), hot.median_us));
-            let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot);
-            warnings::of_case(&case.shape.to_string(), states, rows, self.noise_target)
-        };
-        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
+            let rows = std::iter::once(("cold".to_owned(), case.median_us)).chain(hot).collect();
+            warnings::Case { name: case.shape.to_string(), said: &[], states, rows }
+        });
+        Doubts::new(&self.run, self.noise_target, cases)
+    }
+
+    /// The same, a line each, case by case.
+    pub fn warnings(&self) -> Vec<String> {
+        self.doubts().lines()
     }
 
     /// Pretty JSON, with a newline at the end.

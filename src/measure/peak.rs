@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::kernels::Row;
 use super::report::{self, DeviceState, Run};
-use super::{machine, roofline, warnings};
+use super::warnings::{self, Doubts};
+use super::{machine, roofline};
 use crate::error::{Error, Result};
 
 /// Version of the JSON's layout.
@@ -95,11 +96,20 @@ impl Report {
         format!("{table}{}, {}: {}\n", self.run.machine.name(), self.dtype, self.peak.line())
     }
 
-    /// What casts doubt on the rates, a line each.
+    /// What casts doubt on the rates.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
+        let case = warnings::Case {
+            name: "peak".into(),
+            said: &[],
+            states: [self.state_before.as_ref(), self.state_after.as_ref()],
+            rows: self.rows.iter().map(|row| (row.name(), row.median_us)).collect(),
+        };
+        Doubts::new(&self.run, self.noise_target, std::iter::once(case))
+    }
+
+    /// The same, a line each, case by case.
     pub fn warnings(&self) -> Vec<String> {
-        let states = [self.state_before.as_ref(), self.state_after.as_ref()];
-        let rows = self.rows.iter().map(|row| (row.name(), row.median_us));
-        warnings::of_run(&self.run).chain(warnings::of_case("peak", states, rows, self.noise_target)).collect()
+        self.doubts().lines()
     }
 
     /// Pretty JSON, with a newline at the end.

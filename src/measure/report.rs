@@ -18,8 +18,9 @@ pub(super) use sides::Sides;
 pub(super) use text::{json, markdown, significant, table};
 pub use text::{percent, shape_name};
 
+use super::plant;
 use super::statistics::Median;
-use super::{plant, warnings};
+use super::warnings::{self, Doubts};
 use crate::config::EncoderConfig;
 use crate::verify::Comparison;
 
@@ -416,15 +417,20 @@ impl Report {
         lines
     }
 
-    /// What casts doubt on the times, a line each.
+    /// What casts doubt on the times.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
+        let cases = self.cases.iter().map(|case| warnings::Case {
+            name: shape_name(case.batch, case.seq_len, case.packed),
+            said: &[],
+            states: [case.state_before.as_ref(), case.state_after.as_ref()],
+            rows: case.variants.iter().map(|v| (v.name(), v.median_us)).collect(),
+        });
+        Doubts::new(&self.run, self.noise_target, cases)
+    }
+
+    /// The same, a line each, case by case.
     pub fn warnings(&self) -> Vec<String> {
-        let of_case = |case: &Case| {
-            let name = shape_name(case.batch, case.seq_len, case.packed);
-            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
-            let rows = case.variants.iter().map(|v| (v.name(), v.median_us));
-            warnings::of_case(&name, states, rows, self.noise_target)
-        };
-        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
+        self.doubts().lines()
     }
 
     /// Pretty JSON, with a newline at the end.

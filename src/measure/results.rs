@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::report::{self, Run};
+use super::warnings::Doubts;
 use super::{attention, compare, complexity, gemm, norm, peak, plan, trace};
 
 /// What a file holds.
@@ -126,6 +127,24 @@ impl Results {
             Self::Norm(report) => &report.method,
             Self::Peak(report) => &report.method,
         }
+    }
+
+    fn doubts(&self) -> Doubts<'_> {
+        match self {
+            Self::Speedup(report) => report.doubts(),
+            Self::Compare(report) => report.doubts(),
+            Self::Plan(report) => report.doubts(),
+            Self::Complexity(report) => report.doubts(),
+            Self::Gemm(report) => report.doubts(),
+            Self::Attention(report) => report.doubts(),
+            Self::Norm(report) => report.doubts(),
+            Self::Peak(report) => report.doubts(),
+        }
+    }
+
+    /// What casts doubt on what was measured, a line for each kind of doubt, with how many rows or measurements it is about and the worst.
+    pub fn warnings(&self) -> Vec<String> {
+        self.doubts().grouped()
     }
 
     /// The tables at a glance, in Markdown: of comparisons SAF beside PAF, ours beside PyTorch's; of the others all that there is.

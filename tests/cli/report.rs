@@ -34,12 +34,12 @@ fn results_are_drawn_together() {
 
     // Without a plot, a table each.
     let output = paf(&["report", &first, &second]);
-    assert_eq!((output.status.code(), text(&output.stdout).lines().count()), (Some(0), 2 * (2 + 3) + 1));
+    assert_eq!((output.status.code(), table_lines(&text(&output.stdout))), (Some(0), 2 * (2 + 3)));
 
     // At a glance, SAF beside the fastest PAF of either.
     let output = paf(&["report", "--summary", &first, &second]);
     let summary = text(&output.stdout);
-    assert_eq!((output.status.code(), summary.lines().count()), (Some(0), 2 * (2 + 1) + 1), "{summary}");
+    assert_eq!((output.status.code(), table_lines(&summary)), (Some(0), 2 * (2 + 1)), "{summary}");
     assert!(summary.contains("\n| 1 × 16 | eager | ") && summary.contains("\n| 1 × 24 | eager | "), "{summary}");
     for other in ["--plot", "--html"] {
         refuses(&["report", &first, "--summary", other, "-"], 2, &["--summary", other]);
@@ -58,6 +58,50 @@ fn results_are_drawn_together() {
     refuses(&["report", "--plot", "-"], 2, &["<FILES>"]);
     assert_eq!(std::fs::read_to_string(&svg).unwrap(), drawn);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4, "temporary files were left");
+}
+
+#[test]
+fn doubts_are_under_the_table_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("speedup.json");
+    let name = file.to_str().unwrap();
+    let output = paf(&small(&["--batch", "1,2", "--json", name]));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let mut report = read_json(&file);
+    let mut reported = |noise_target: serde_json::Value, planted: serde_json::Value, option: &[&str]| {
+        report["noise_target"] = noise_target;
+        report["planted"] = planted;
+        for case in report["cases"].as_array_mut().unwrap() {
+            for (i, variant) in case["variants"].as_array_mut().unwrap().iter_mut().enumerate() {
+                let low = 1000.0 - 10.0 * i as f64;
+                variant["median_us"] =
+                    serde_json::json!({"median": 1000.0, "low": low, "high": 1000.0, "confidence": 0.96});
+            }
+        }
+        std::fs::write(&file, report.to_string()).unwrap();
+        let output = paf(&[&["report", name], option].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+
+    let quiet = reported(serde_json::Value::Null, serde_json::Value::Null, &[]);
+    assert_eq!((quiet.lines().count(), table_lines(&quiet)), (2 + 6, 2 + 6), "{quiet}");
+    let doubtful = reported(0.005.into(), "PAF_PLANT_SLOWDOWN=paf:1.05".into(), &[]);
+    let planted = "times that a test has made longer: PAF_PLANT_SLOWDOWN=paf:1.05";
+    let noise = "noise above ± 0.5 % in 4 of 6 rows, at worst 2 × 16: paf-post two-stream (eager) ± 2.0 %";
+    assert_eq!(doubtful, format!("{quiet}\n- warning: {planted}\n- warning: {noise}\n"));
+    let page = reported(0.005.into(), "PAF_PLANT_SLOWDOWN=paf:1.05".into(), &["--html", "-"]);
+    for part in [planted, noise] {
+        assert!(page.contains(&format!("<li>{part}</li>")), "{part:?} is missing");
+    }
+    // At a glance, how many there are.
+    let summary = reported(0.005.into(), "PAF_PLANT_SLOWDOWN=paf:1.05".into(), &["--summary"]);
+    let counted = "\n\nWarning: 2 kinds of doubt about these times, named by `paf report speedup.json`.\n";
+    assert!(summary.ends_with(counted) && !summary.contains("noise above"), "{summary}");
+    let one = reported(0.005.into(), serde_json::Value::Null, &["--summary"]);
+    assert!(one.contains("\nWarning: 1 kind of doubt"), "{one}");
+    let none = reported(0.1.into(), serde_json::Value::Null, &["--summary"]);
+    assert!(!none.contains("Warning"), "{none}");
 }
 
 #[test]

@@ -97,15 +97,31 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The table of one file, in Markdown; of a timeline, what there is on it.
+/// The table of one file, in Markdown, and under it what casts doubt on it; of a timeline, what there is on it.
 fn table(file: &File, summary: bool) -> Option<String> {
     match &file.content {
-        Content::Results(results) if summary => Some(results.summary()),
-        Content::Results(results) => Some(results.markdown()),
+        Content::Results(results) if summary => Some(results.summary() + &counted(&file.name, &results.warnings())),
+        Content::Results(results) => Some(results.markdown() + &listed(&results.warnings())),
         Content::Trace(_, Some(trace)) => Some(trace.markdown()),
         Content::Trace(trace, None) => Some(format!("{}: {}\n", file.name, trace.summary())),
         Content::Other(_) => None,
     }
+}
+
+/// Doubts under a table, if there are any.
+fn listed(doubts: &[String]) -> String {
+    let lines: String = doubts.iter().map(|doubt| format!("- warning: {doubt}\n")).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
+}
+
+/// How many doubts there are, under what shows a file at a glance, and where they are named.
+fn counted(file: &str, doubts: &[String]) -> String {
+    let kinds = match doubts.len() {
+        0 => return String::new(),
+        1 => "1 kind".into(),
+        count => format!("{count} kinds"),
+    };
+    format!("\nWarning: {kinds} of doubt about these times, named by `paf report {file}`.\n")
 }
 
 /// The ratios of all files, or blocks and layers of one.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::measure::report::{self, Ceilings, Config, Run, Sides, Spread, Verified, shape_name};
 use crate::measure::statistics::paired_ratio;
-use crate::measure::warnings;
+use crate::measure::warnings::{self, Doubts};
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/compare/1";
@@ -284,20 +284,28 @@ impl Report {
         lines
     }
 
-    /// What casts doubt on the times, a line each.
-    pub fn warnings(&self) -> Vec<String> {
-        let of_case = |stack: &Stack, case: &Case| {
-            let states = [case.ours.state_before.as_ref(), case.ours.state_after.as_ref()];
+    /// What casts doubt on the times.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
+        let cases = self.stacks.iter().flat_map(|stack| stack.cases.iter().map(move |case| (stack, case)));
+        let cases = cases.map(|(stack, case)| {
             let ours = case.ours.variants.iter().map(|variant| (variant.name(), variant.median_us));
             let peers = case.peers.iter().map(|row| {
                 let PeerRow { by, design, way, mode, .. } = row;
                 (format!("{by} {design} {way} ({mode})"), row.median_us)
             });
-            let name = format!("{} {}", stack.model.as_deref().unwrap_or(CUSTOM), case.name());
-            warnings::of_case(&name, states, ours.chain(peers), self.noise_target)
-        };
-        let cases = self.stacks.iter().flat_map(|stack| stack.cases.iter().map(move |case| (stack, case)));
-        warnings::of_run(&self.run).chain(cases.flat_map(|(stack, case)| of_case(stack, case))).collect()
+            warnings::Case {
+                name: format!("{} {}", stack.model.as_deref().unwrap_or(CUSTOM), case.name()),
+                said: &[],
+                states: [case.ours.state_before.as_ref(), case.ours.state_after.as_ref()],
+                rows: ours.chain(peers).collect(),
+            }
+        });
+        Doubts::new(&self.run, self.noise_target, cases)
+    }
+
+    /// The same, a line each, case by case.
+    pub fn warnings(&self) -> Vec<String> {
+        self.doubts().lines()
     }
 
     /// The tables for a terminal: ours beside the best of PyTorch's, and every row.

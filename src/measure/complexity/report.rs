@@ -11,7 +11,7 @@ use crate::measure::devices::Description;
 use crate::measure::report::{self, Checkpoint, Config, DeviceState, Run, Spread, Verified, shape_name};
 #[cfg(any(feature = "cuda", test))]
 use crate::measure::statistics::{Median, paired_ratio};
-use crate::measure::warnings;
+use crate::measure::warnings::{self, Doubts};
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/complexity/1";
@@ -338,14 +338,21 @@ impl Report {
         [Subject::TwoStream, Subject::Auto].into_iter().filter_map(of).collect()
     }
 
-    /// What casts doubt on the times that were measured, a line each.
+    /// What casts doubt on the times that were measured.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
+        let measured = self.cases.iter().filter_map(|case| Some((case, case.measured.as_ref()?)));
+        let cases = measured.map(|(case, measured)| warnings::Case {
+            name: case.name(),
+            said: &[],
+            states: [measured.state_before.as_ref(), measured.state_after.as_ref()],
+            rows: measured.rows.iter().map(|row| (row.subject.name().to_owned(), row.median_us)).collect(),
+        });
+        Doubts::new(&self.run, self.noise_target, cases)
+    }
+
+    /// The same, a line each, case by case.
     pub fn warnings(&self) -> Vec<String> {
-        let of_case = |case: &Case| {
-            let Some(Measured { state_before, state_after, rows, .. }) = &case.measured else { return Vec::new() };
-            let rows = rows.iter().map(|row| (row.subject.name().to_owned(), row.median_us));
-            warnings::of_case(&case.name(), [state_before.as_ref(), state_after.as_ref()], rows, self.noise_target)
-        };
-        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
+        self.doubts().lines()
     }
 
     /// The tables for a terminal.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::measure::kernels::{self, Row, Summary};
 use crate::measure::peak::Peak;
 use crate::measure::report::{self, DeviceState, Run};
-use crate::measure::warnings;
+use crate::measure::warnings::{self, Doubts};
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/gemm/1";
@@ -150,14 +150,20 @@ impl Report {
         text
     }
 
-    /// What casts doubt on the times, a line each.
+    /// What casts doubt on the times.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
+        let cases = self.cases.iter().map(|case| warnings::Case {
+            name: case.name(),
+            said: &[],
+            states: [case.state_before.as_ref(), case.state_after.as_ref()],
+            rows: case.rows.iter().map(|row| (row.name(), row.median_us)).collect(),
+        });
+        Doubts::new(&self.run, self.noise_target, cases)
+    }
+
+    /// The same, a line each, case by case.
     pub fn warnings(&self) -> Vec<String> {
-        let of_case = |case: &Case| {
-            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
-            let rows = case.rows.iter().map(|row| (row.name(), row.median_us));
-            warnings::of_case(&case.name(), states, rows, self.noise_target)
-        };
-        warnings::of_run(&self.run).chain(self.cases.iter().flat_map(of_case)).collect()
+        self.doubts().lines()
     }
 
     /// Pretty JSON, with a newline at the end.

@@ -67,6 +67,7 @@ pub(super) fn all(files: &[File]) -> Vec<Section> {
     let sections = vec![
         of("speedup", "Speedup of PAF over SAF", speedup(files)),
         of("losses", "Where PAF does not win", losses(files)),
+        of("doubts", "What casts doubt on these numbers", doubts(files)),
         of("complexity", "Predicted beside measured", predicted(files)),
         of("timelines", "Timelines", timelines(files)),
         of("layers", "Layers beside PyTorch", tables(files, "layers")),
@@ -330,6 +331,16 @@ fn tables(files: &[File], section: &str) -> String {
         html += &markdown(&results.markdown(), &format!("{name}: {of}"));
     }
     html
+}
+
+/// What each file says against itself.
+fn doubts(files: &[File]) -> String {
+    let of = |(name, results): Named| {
+        let lines = results.warnings();
+        let title = format!("<h3>{}</h3>\n", Escaped(&format!("{name}, {}", results.run().machine.name())));
+        if lines.is_empty() { String::new() } else { title + &list(&lines) }
+    };
+    results(files).map(of).collect()
 }
 
 fn machines(files: &[File]) -> String {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Schedule;
 use crate::measure::report::{self, Config, DeviceState, Run, shape_name};
-use crate::measure::warnings;
+use crate::measure::warnings::{self, Doubts};
 
 /// Version of the JSON's layout.
 pub const SCHEMA: &str = "paf-cuda/plan/1";
@@ -154,14 +154,20 @@ impl Report {
             .collect()
     }
 
-    /// What casts doubt on the choices, a line each: of the cache, and of the device while it was measured.
+    /// What casts doubt on the choices: of the cache, and of the device while it was measured.
+    pub(in crate::measure) fn doubts(&self) -> Doubts<'_> {
+        let cases = self.cases.iter().map(|case| warnings::Case {
+            name: case.name(),
+            said: &case.warnings,
+            states: [case.state_before.as_ref(), case.state_after.as_ref()],
+            rows: Vec::new(),
+        });
+        Doubts::new(&self.run, None, cases)
+    }
+
+    /// The same, a line each, case by case.
     pub fn warnings(&self) -> Vec<String> {
-        let of_case = |case: &Case| {
-            let states = [case.state_before.as_ref(), case.state_after.as_ref()];
-            let lines = warnings::of_case(&case.name(), states, std::iter::empty(), None);
-            case.warnings.iter().cloned().chain(lines).collect::<Vec<_>>()
-        };
-        self.cases.iter().flat_map(of_case).collect()
+        self.doubts().lines()
     }
 
     /// Pretty JSON, with a newline at the end.

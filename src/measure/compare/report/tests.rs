@@ -253,7 +253,7 @@ fn noisy_rows_of_both_sides_are_named() {
     let name = report.stacks[0].cases[0].ours.variants[1].name();
     let rows = format!("{name} ± 10.0 %, PyTorch paf-pre eager (launches) ± 10.0 %");
     let noisy = format!("custom dimensions 1 × 8: noise above ± 0.5 %: {rows}");
-    assert_eq!(report.warnings(), [noisy.clone()]);
+    assert_eq!(report.warnings(), std::slice::from_ref(&noisy));
     report.run.planted = Some("PAF_PLANT_SLOWDOWN=paf:1.05".into());
     let planted = "times that a test has made longer: PAF_PLANT_SLOWDOWN=paf:1.05".to_owned();
     assert_eq!(report.warnings(), [planted, noisy]);
