@@ -158,7 +158,27 @@ fn trials(device: &Device) -> Vec<Trial> {
     loading::trials(device, &mut trials);
     #[cfg(feature = "checkpoint")]
     minilm::trials(device, &mut trials);
+    // The filters are of cases of Hopper's kernels.
+    if device.info().compute_capability == (9, 0) {
+        let names: Vec<_> = trials.iter().map(|trial| trial.name().to_owned()).collect();
+        trials
+            .push(Trial::test("sanitizers: each of racecheck's filters has tests", move || filters_have_tests(&names)));
+    }
     trials
+}
+
+/// Tests are renamed, and which variants are tested changes with what there are: a filter without any would look at nothing.
+fn filters_have_tests(names: &[String]) -> Outcome {
+    let script = include_str!("../tools/gpu-run");
+    let list = script.split("for filter in ").nth(1).and_then(|rest| rest.split("; do").next()).unwrap_or_default();
+    let filters: Vec<_> = list.split('\'').skip(1).step_by(2).collect();
+    if filters.is_empty() {
+        return Err("tools/gpu-run names no filters".into());
+    }
+    match filters.iter().find(|&&filter| !names.iter().any(|name| name.contains(filter))) {
+        None => Ok(()),
+        Some(filter) => Err(format!("no test is called like {filter:?}").into()),
+    }
 }
 
 /// A test of one design that may run beside others.

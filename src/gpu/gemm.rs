@@ -49,8 +49,8 @@ pub(super) struct Gemm {
     pub(super) sums: u64,
     /// Instead of the planned one.
     pub(super) variant: Option<GemmVariant>,
-    /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. Neither that kernel
-    /// nor one before it, back to and with the last without overlap, must write W or the bias. Only Hopper's kernel can; it is no more than a hint.
+    /// Programmatic dependent launch: load weights while the kernel before this one on the stream still runs. Neither that kernel nor one
+    /// before it, back to and with the last without overlap, must write W or the bias. Only Hopper's kernel can; it is no more than a hint.
     pub(super) overlap: bool,
     /// With two pairs: when the first one's A, and the residual, are there.
     pub(super) first: First,
