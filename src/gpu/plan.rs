@@ -385,7 +385,9 @@ pub(super) fn is_faster_by_halves(
     let of_attention = (tiles.div_ceil(multiprocessors) * of_tile * parts) as f64 / steps as f64;
     let filled = (blocks * parts) as f64 / multiprocessors as f64;
     let (least_filled, most) = if parts > 1 { (0.9, 0.2) } else { (0.7, 0.4) };
-    (least_filled..=1.0).contains(&filled) && (0.025..=most).contains(&of_attention)
+    // Fewer rows gain more by kernels that begin early.
+    let many = m > MAX_ROWS_ANYWHERE;
+    many && (least_filled..=1.0).contains(&filled) && (0.025..=most).contains(&of_attention)
 }
 
 /// Whether kernels of a schedule begin before the one before them on their stream has ended. Of two streams, one's blocks that only

@@ -93,9 +93,21 @@ fn attention_goes_by_halves_where_that_was_measured_to_be_faster() {
     {
         assert!(faster(large, batch, seq_len), "{batch} × {seq_len}");
     }
-    for (batch, seq_len) in
-        [(1, 128), (1, 512), (1, 1024), (2, 384), (6, 128), (8, 512), (32, 128), (1, 2048), (4, 8192)]
-    {
+    for (batch, seq_len) in [
+        (2, 128),
+        (4, 64),
+        (8, 32),
+        (16, 16),
+        (1, 128),
+        (1, 512),
+        (1, 1024),
+        (2, 384),
+        (6, 128),
+        (8, 512),
+        (32, 128),
+        (1, 2048),
+        (4, 8192),
+    ] {
         assert!(!faster(large, batch, seq_len), "{batch} × {seq_len}");
     }
     assert!(faster(base, 16, 128) && faster(base, 20, 128) && faster(base, 8, 256));

@@ -97,8 +97,8 @@ impl Experiment {
             dtype: self.dtype.to_string(),
             method: format!(
                 "Before timing, rows of each candidate against attention in f64. A sample is the device time of one graph of \
-                 several launches, divided by their number, after one replay that is not timed; candidates alternate within \
-                 each round, beginning with another one each round; {}. Every candidate reads Q, K \
+                 several launches, divided by their number, after one replay that is not timed; candidates alternate, \
+                 in a random order in each round; {}. Every candidate reads Q, K \
                  and V in place from one packed product. PyTorch runs in a process of its own, which is idle while ours \
                  runs and the other way round. Hot: all launches read the same operands; cold: they rotate through \
                  operands of three times the L2 cache. Ratios: median of the rounds' ratios.",

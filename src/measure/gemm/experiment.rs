@@ -86,7 +86,7 @@ impl Experiment {
                 "Before timing, 64 elements of each candidate against an f64 product. A sample is the device time of one \
                  graph that computes the product once for each of several distinct pairs of operands, together at least \
                  three times the L2 cache (hot: of one pair as often), divided by their number, after one replay that is \
-                 not timed; candidates alternate within each round, beginning with another one each round; {}. cuBLASLt: first algorithm of its heuristic, {} MiB of \
+                 not timed; candidates alternate, in a random order in each round; {}. cuBLASLt: first algorithm of its heuristic, {} MiB of \
                  workspace. Ratios: median of the rounds' ratios.",
                 self.effort.rounds(),
                 32
