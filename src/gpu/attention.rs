@@ -99,7 +99,8 @@ pub(super) fn faster_by_halves(
     kernels.attention_sm90.as_ref()?;
     let index = sm90::of_width(attention.head_dim, true).next()?;
     let tile = &ATTENTION_SM90_TILES[index];
-    let of = (attention.sequences.tiles(tile.rows()) * attention.heads, attention.sequences.seq_len, attention.causal);
+    let of =
+        (attention.sequences.most_tiles(tile.rows()) * attention.heads, attention.sequences.seq_len, attention.causal);
     let multiprocessors = device.info().multiprocessors as usize;
     plan::is_faster_by_halves(tile, of, product, multiprocessors).then(|| sm90::variant(index))
 }

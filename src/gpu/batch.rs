@@ -87,6 +87,12 @@ impl Sequences {
         if self.are_packed() { self.rows.div_ceil(rows) } else { self.batch * self.seq_len.div_ceil(rows) }
     }
 
+    /// The same, at most: of packed sequences the last tile of each may be nearly empty.
+    pub(super) fn most_tiles(&self, rows: usize) -> usize {
+        let padded = self.batch * self.seq_len.div_ceil(rows);
+        if self.are_packed() { padded.min(self.rows / rows + self.batch) } else { padded }
+    }
+
     /// Checks that numbers and pointers fit each other.
     pub(super) fn check(&self, operation: &'static str) -> Result<()> {
         let &Self { batch, seq_len, rows, lengths, first_rows, positions } = self;
@@ -223,5 +229,19 @@ impl Batch {
             first_rows: packed(batch),
             positions: packed(2 * batch),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_sequences_have_a_tile_each_and_no_more_than_padded_ones() {
+        let packed = |batch, seq_len, rows| Sequences { batch, seq_len, rows, lengths: 4, first_rows: 4, positions: 4 };
+        assert_eq!(packed(100, 10, 1000).most_tiles(64), 100);
+        assert_eq!(packed(2, 2048, 200).most_tiles(64), 3 + 2);
+        let padded = Sequences { lengths: 0, first_rows: 0, positions: 0, ..packed(3, 65, 195) };
+        assert_eq!((padded.most_tiles(64), padded.tiles(64)), (6, 6));
     }
 }

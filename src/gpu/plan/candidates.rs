@@ -99,9 +99,7 @@ pub(in crate::gpu) fn early_attention(
     if !follows_wide_product(config, plan.schedule()) {
         return Ok(Early::default());
     }
-    let attention = Attention::of_layer(config, batch);
-    let variant = plan.attention().or_else(|| by_halves(kernels, device, config, plan, &attention));
-    let attention = Attention { variant, ..attention };
+    let attention = named_or_by_halves(kernels, device, config, plan, batch);
     attention::follows(kernels, device, &attention, config.qkv_size())
 }
 
@@ -138,26 +136,26 @@ pub(in crate::gpu) fn attention_of(
     batch: &Batch,
 ) -> Result<Attention> {
     let beside = attention_is_beside(kernels, device, config, plan, batch)?;
-    let attention = Attention::of_layer(config, batch);
-    let variant = plan.attention().or_else(|| by_halves(kernels, device, config, plan, &attention));
-    Ok(Attention { variant, beside, ..attention })
+    Ok(Attention { beside, ..named_or_by_halves(kernels, device, config, plan, batch) })
 }
 
-/// Attention by halves where the plan names none, and by estimate it is the fastest, in `fused` beside a product that the plan does not have in
-/// another tile.
-fn by_halves(
+/// A layer's attention in the variant that the plan names, or by halves where that is the fastest by estimate, in `fused` beside a product that
+/// the plan does not have in another tile.
+fn named_or_by_halves(
     kernels: &Kernels,
     device: &Device,
     config: &LayerConfig,
     plan: &Plan,
-    attention: &Attention,
-) -> Option<AttentionVariant> {
+    batch: &Batch,
+) -> Attention {
+    let attention = Attention::of_layer(config, batch);
     let fits = plan.product(LayerProduct::WideSecond).is_none_or(gemm::is_by_halves);
-    if plan.schedule() != Schedule::Fused || config.gated || !fits {
-        return None;
+    if plan.attention().is_some() || plan.schedule() != Schedule::Fused || config.gated || !fits {
+        return Attention { variant: plan.attention(), ..attention };
     }
     let (rows, k) = (attention.sequences.rows, config.query_size() + config.intermediate_size);
-    attention::faster_by_halves(kernels, device, attention, (rows, config.hidden_size, k.div_ceil(GEMM_TILE_K)))
+    let product = (rows, config.hidden_size, k.div_ceil(GEMM_TILE_K));
+    Attention { variant: attention::faster_by_halves(kernels, device, &attention, product), ..attention }
 }
 
 /// What candidates are made for.
